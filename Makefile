@@ -1,0 +1,39 @@
+# Everything a developer or a CI machine calls. Needs Python 3.11, pip and make.
+PYTHON ?= python3.11
+EXTRAS := s3,gcs,azure,demo,dev
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench clean
+
+help:  ## Print this list.
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-7s %s\n", $$1, $$2 }'
+
+setup: $(STAMP)  ## Make .venv with everything installed (again when pyproject.toml or constraints.txt change).
+
+# Without ensurepip, which some distributions leave out: the pip of $(PYTHON) installs into the new environment.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --without-pip .venv
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup  ## Encode the demo corpus and look at its nearest neighbours.
+	HF_HUB_OFFLINE=1 $(BIN)/tidemill run configs/demo.yaml
+	$(BIN)/python -m demo.neighbours
+
+test: setup  ## Run all tests.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+check: setup  ## Run all linters: ruff, mypy, import-linter, hadolint.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile.*
+
+bench: setup  ## Measure speed and memory on this machine.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run
+
+clean:  ## Remove the environment and everything built.
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

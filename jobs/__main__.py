@@ -1,0 +1,48 @@
+"""The command line: `tidemill COMMAND` or `python -m jobs COMMAND`. Each command is a thin file of its own."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from jobs import console, doctor, files, plan, run, status, submit
+from pipeline.errors import TidemillError
+
+app = typer.Typer(
+    name="tidemill",
+    help="Encode a corpus from object storage into a committed table of embeddings, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.command)
+app.command("plan")(plan.command)
+app.command("submit")(submit.command)
+app.command("status")(status.command)
+app.command("files")(files.command)
+app.command("doctor")(doctor.command)
+
+
+def main() -> None:
+    """Run a command and exit with the code of the public contract."""
+    try:
+        code = app(standalone_mode=False)
+    except TidemillError as error:
+        console.fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        console.fail("interrupted; what was recorded stays, and the same command goes on from there", 130)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 -- the last resort: an error that is ours
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage errors of the command line itself
+            error.show()
+            sys.exit(error.exit_code)
+        traceback.print_exc()
+        console.fail(f"{type(error).__name__}: {error}", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

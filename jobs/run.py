@@ -1,0 +1,46 @@
+"""`tidemill run`: the job, with progress on standard error and a report at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.panel import Panel
+from rich.table import Table
+
+from jobs.console import ConfigPath, Json, Overrides, err, out, print_json
+from jobs.progress import Progress
+
+
+def command(config: ConfigPath, overrides: Overrides = None, json: Json = False) -> None:
+    """Encode what has no record yet, close the books and publish a new version of the table."""
+    from pipeline import flow
+    from pipeline.config import load
+
+    settings = load(config, overrides)
+    with Progress(err) as progress:
+        report = flow.run(settings, progress)
+    if json:
+        print_json(report)
+    else:
+        out.print(summary(report))
+
+
+def summary(report: dict[str, Any]) -> Panel:
+    """The end of a run for a person: what was done and the closed books."""
+    books = report["books"]
+    quarantined = sum(books["quarantined"].values())
+    reasons = ", ".join(f"{v} {k}" for k, v in sorted(books["quarantined"].items()))
+    parts = f"{books['rows_out']} out + {quarantined} quarantined + {books['filtered']} filtered"
+    rows = {
+        "table": f"{report['output']}, version {report['version']}" + ("" if report["published"] else " (nothing to do)"),
+        "pieces": f"{report['encoded']} encoded, {report['reused']} reused",
+        "books": f"{books['rows_in']} rows in = {parts}",
+    }
+    if reasons:
+        rows["quarantined"] = reasons
+    if report["encoded"]:
+        rows["speed"] = f"{report['tokens']} tokens in {report['seconds']:.1f} s: {report['tokens_per_second']:.0f} tokens/s"
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}", value)
+    return Panel(table, title=f"run {report['run_id']}", title_align="left", expand=False)

@@ -1,0 +1,263 @@
+"""What a model directory says about itself, laid out as by sentence-transformers or plain transformers; JSON only, no weights.
+
+Both dialects of `1_Pooling/config.json` are read: booleans such as `pooling_mode_mean_tokens`, and `pooling_mode`, which wins.
+Without modules.json the model is its transformer with mean pooling, as in sentence-transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+MODEL_TYPES = (
+    "albert",
+    "bert",
+    "camembert",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
+"""Encoders that run, each compared with sentence-transformers in the tests."""
+
+_OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")
+"""Families whose position ids start behind the padding id, which costs them padding_idx + 1 positions."""
+
+_POOLING_BOOLEANS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""Old dialect to new, in the order in which several are concatenated."""
+
+_TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer with an activation, weights in `directory`."""
+
+    directory: Path
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+    """Name of the class in torch.nn."""
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """A layer normalization with weights in `directory`."""
+
+    directory: Path
+    dimension: int
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Division by the L2 norm."""
+
+
+Module = Dense | LayerNorm | Normalize
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model as its JSON files describe it."""
+
+    transformer_dir: Path
+    model_type: str
+    hidden_size: int
+    n_layers: int
+    max_positions: int | None
+    """Tokens that the position embeddings allow, special tokens included; None where the model states no limit."""
+    max_seq_length: int | None
+    """Tokens of a window as sentence-transformers would cut, special tokens included; None where the files do not say."""
+    do_lower_case: bool
+    pooling: tuple[str, ...]
+    """Modes in the order in which their results are concatenated."""
+    include_prompt: bool
+    """Whether the prompt's tokens take part in pooling."""
+    modules: tuple[Module, ...]
+    """What follows pooling, in order; dropout, which does nothing outside training, is left out."""
+    directories: tuple[Path, ...]
+    """All directories with files that matter, the model's own first."""
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of a pooled vector, before `modules`."""
+        return self.hidden_size * len(self.pooling)
+
+    @property
+    def dimension(self) -> int:
+        """Width of the model's vectors."""
+        sizes = [m.out_features for m in self.modules if isinstance(m, Dense)]
+        return sizes[-1] if sizes else self.pooled_size
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the model's vectors have length 1."""
+        return bool(self.modules) and isinstance(self.modules[-1], Normalize)
+
+    @property
+    def weights_dirs(self) -> tuple[Path, ...]:
+        """Directories that hold weights."""
+        return (self.transformer_dir, *(m.directory for m in self.modules if not isinstance(m, Normalize)))
+
+
+def read_layout(path: Path) -> Layout:
+    """The layout of the model directory `path`. ValueError, naming the file, where it is incomplete or of an unknown kind."""
+    modules = _read_modules(path)
+    transformer_dir = path / modules[0][1] if modules else path
+    config = read_json(transformer_dir / "config.json")
+    if config is None:
+        raise ValueError(f"{transformer_dir} holds no config.json, so it is not a model's directory")
+    model_type = str(config.get("model_type"))
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"{transformer_dir}/config.json: model_type {model_type!r} is not among those that run: {', '.join(MODEL_TYPES)}"
+        )
+    hidden_size, n_layers = (
+        _whole_number(config, names, transformer_dir) for names in (("hidden_size", "dim"), ("num_hidden_layers", "n_layers"))
+    )
+    settings: dict[str, Any] = next(filter(None, (read_json(transformer_dir / name) for name in _TRANSFORMER_CONFIGS)), {})
+    task = settings.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        raise ValueError(f"{transformer_dir}: transformer_task {task!r} gives no token vectors; only feature-extraction does")
+    pooling_dirs = [directory for kind, directory in modules if kind == "Pooling"]
+    pooling, include_prompt = _read_pooling(path / pooling_dirs[0], hidden_size) if modules else (("mean",), True)
+    top = read_json(path / "config_sentence_transformers.json") or {}
+    layout = Layout(
+        transformer_dir=transformer_dir,
+        model_type=model_type,
+        hidden_size=hidden_size,
+        n_layers=n_layers,
+        max_positions=_max_positions(config, model_type),
+        max_seq_length=settings.get("max_seq_length"),
+        do_lower_case=bool(settings.get("do_lower_case")),
+        pooling=pooling,
+        include_prompt=include_prompt,
+        modules=tuple(m for kind, directory in modules[2:] if (m := _read_module(kind, path / directory))),
+        directories=tuple(dict.fromkeys([path, transformer_dir, *(path / directory for _, directory in modules)])),
+        prompts={name: prompt for name, prompt in (top.get("prompts") or {}).items() if prompt is not None},
+        default_prompt_name=top.get("default_prompt_name"),
+    )
+    _check_widths(layout, path)
+    return layout
+
+
+def _read_modules(path: Path) -> list[tuple[str, str]]:
+    """Kind and relative directory of each module; empty without modules.json."""
+    listed = read_json(path / "modules.json")
+    if listed is None:
+        return []
+    modules = []
+    for entry in sorted(listed, key=lambda m: m["idx"]):
+        package, _, kind = entry["type"].rpartition(".")
+        if package.split(".")[0] != "sentence_transformers" or kind not in _KINDS:
+            raise ValueError(
+                f"{path}/modules.json: module type {entry['type']!r} is unknown; the last names known are {', '.join(_KINDS)}"
+            )
+        inside = PurePosixPath(entry["path"])
+        if inside.is_absolute() or ".." in inside.parts:
+            raise ValueError(f"{path}/modules.json: module path {entry['path']!r} leads out of the model's directory")
+        modules.append((kind, entry["path"]))
+    kinds = [kind for kind, _ in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
+        raise ValueError(f"{path}/modules.json lists {', '.join(kinds)}; a model starts with one Transformer and one Pooling")
+    return modules
+
+
+_KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+
+
+def _read_pooling(directory: Path, hidden_size: int) -> tuple[tuple[str, ...], bool]:
+    """Modes, and whether the prompt takes part."""
+    config = read_json(directory / "config.json")
+    if config is None:
+        raise ValueError(f"{directory} holds no config.json, so the pooling is unknown")
+    modes = config.get("pooling_mode", [new for old, new in _POOLING_BOOLEANS.items() if config.get(old)] or ["mean"])
+    modes = (modes,) if isinstance(modes, str) else tuple(modes)
+    unknown = [m for m in modes if m not in _POOLING_BOOLEANS.values()]
+    if unknown or not modes:
+        raise ValueError(
+            f"{directory}/config.json: pooling {unknown} is unknown; there are: {', '.join(_POOLING_BOOLEANS.values())}"
+        )
+    width = config.get("embedding_dimension", config.get("word_embedding_dimension", hidden_size))
+    if width != hidden_size:
+        raise ValueError(f"{directory}/config.json pools vectors of {width}, but the transformer's have {hidden_size}")
+    return modes, bool(config.get("include_prompt", True))
+
+
+def _read_module(kind: str, directory: Path) -> Module | None:
+    """A module that follows pooling; None for dropout."""
+    config = read_json(directory / "config.json") or {}
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise ValueError(f"{directory}/config.json: {key} {config[key]!r} is not supported; only sentence_embedding is")
+    if kind == "Normalize":
+        return Normalize()
+    if kind == "LayerNorm":
+        return LayerNorm(directory, _whole_number(config, ("dimension",), directory))
+    return _dense(config, directory) if kind == "Dense" else None
+
+
+def _dense(config: dict[str, Any], directory: Path) -> Dense:
+    if config.get("use_residual"):
+        raise ValueError(f"{directory}/config.json: use_residual is not supported")
+    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    name = str(activation).rpartition(".")[2]
+    if not str(activation).startswith("torch.nn.") or name not in _ACTIVATIONS:
+        raise ValueError(
+            f"{directory}/config.json: activation_function {activation!r} is not one of torch.nn's {', '.join(_ACTIVATIONS)}"
+        )
+    takes, gives = (_whole_number(config, (key,), directory) for key in ("in_features", "out_features"))
+    return Dense(directory, takes, gives, bias=bool(config.get("bias", True)), activation=name)
+
+
+def _check_widths(layout: Layout, path: Path) -> None:
+    width = layout.pooled_size
+    for module in layout.modules:
+        takes = module.in_features if isinstance(module, Dense) else module.dimension if isinstance(module, LayerNorm) else width
+        if takes != width:
+            raise ValueError(f"{path}: {type(module).__name__} takes vectors of {takes}, but what is before it gives {width}")
+        width = module.out_features if isinstance(module, Dense) else width
+
+
+def _max_positions(config: dict[str, Any], model_type: str) -> int | None:
+    positions = config.get("max_position_embeddings")
+    if positions is None or positions < 1:
+        return None
+    lost = int(config.get("pad_token_id", 1) or 0) + 1 if model_type in _OFFSET_POSITIONS else 0
+    return int(positions) - lost
+
+
+def _whole_number(config: dict[str, Any], names: tuple[str, ...], directory: Path) -> int:
+    value = next((config[n] for n in names if n in config), None)
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{directory}/config.json: {' or '.join(names)} is {value!r}; a whole number above 0 is needed")
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; None where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON") from error

@@ -1,0 +1,199 @@
+"""Finding a model's files: inside an installed package, in a directory, behind an fsspec URL or on the hub; and their hashes.
+
+`TIDEMILL_CACHE` (default ~/.cache/tidemill) keeps what was downloaded from URLs and the hashes of large files, by path, size
+and modification time, so that a second run reads nothing big. Models from the hub lie in its own cache; HF_HUB_OFFLINE holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import fsspec
+from huggingface_hub import snapshot_download
+
+from operators.models.layout import read_json, read_layout
+
+_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+"""All that a model is made of; never pickles or code."""
+
+_NOT_VALUES = ("data_config.json", "generation_config.json", "trainer_state.json")
+"""Files that change no vector."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model's files on this machine. `revision` is the hub's commit, None for other sources."""
+
+    path: Path
+    source: str
+    revision: str | None
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """SHA-256 over the weights, those of later modules included."""
+        return _fingerprint(self.path, _weights(self.path))
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 over the tokenizer's files and all configs."""
+        files = (f for folder in read_layout(self.path).directories for pattern in _FILES[1:] for f in folder.glob(pattern))
+        return _fingerprint(self.path, (f for f in files if f.name not in _NOT_VALUES))
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all weights on disk."""
+        return sum(f.stat().st_size for f in _weights(self.path))
+
+
+def resolve(model: str, revision: str | None = None) -> Repository:
+    """The files of `model`: `package:NAME`, a directory, an fsspec URL of one, or a hub id with an optional revision.
+
+    ValueError, saying what to do, where it is not found, incomplete, of an unknown kind, only pickled, or wants remote code."""
+    if model.startswith("package:"):
+        repository = Repository(_in_package(model.removeprefix("package:")), model, None)
+    elif "://" in model:
+        repository = Repository(_fetch(model), model, None)
+    elif Path(model).expanduser().is_dir():
+        repository = Repository(Path(model).expanduser().absolute(), model, None)
+    else:
+        path = _from_hub(model, revision)
+        repository = Repository(path, model, path.name if _COMMIT.fullmatch(path.name) else None)
+        revision = None
+    if revision is not None:
+        raise ValueError(f"revision {revision!r} is only for models on the hub; {model!r} is none, so leave it out")
+    _check(repository)
+    return repository
+
+
+def _check(repository: Repository) -> None:
+    """ValueError where the model wants remote code or carries no safetensors."""
+    layout = read_layout(repository.path)
+    for folder in layout.directories:
+        for file in folder.glob("*config*.json"):
+            config = read_json(file)
+            if isinstance(config, dict) and (config.get("auto_map") or config.get("trust_remote_code")):
+                raise ValueError(
+                    f"{repository.source}: {file.name} asks for code of its own, which is never run; choose another model"
+                )
+    for folder in layout.weights_dirs:
+        if not any(folder.glob("model*.safetensors")):
+            raise ValueError(
+                f"{repository.source}: no model.safetensors in {folder}; pickled weights (.bin, .pt) are refused, since loading "
+                "one can run code: convert them, or choose a revision that has safetensors"
+            )
+
+
+def _in_package(name: str) -> Path:
+    """The model's directory inside an installed package, which is found but not imported."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"package {name!r} is not installed here; install it where the job runs, on workers too")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    for marker in ("modules.json", "config.json"):
+        found = sorted(root.rglob(marker), key=lambda p: (len(p.parts), p))
+        if found:
+            return found[0].parent
+    raise ValueError(f"package {name!r} holds no model: there is no modules.json or config.json in it")
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    if not _HUB_ID.fullmatch(model):
+        raise ValueError(f"there is no directory {model!r}")
+    try:
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=list(_FILES), ignore_patterns=["onnx/*", "openvino/*"])
+        )
+    except (OSError, ValueError) as error:  # the hub's own errors derive from these
+        at = f" at revision {revision!r}" if revision else ""
+        raise ValueError(
+            f"{model!r} is no directory here, and the hub gave no such model{at} ({type(error).__name__}); check the name, "
+            "HF_HUB_OFFLINE and HF_TOKEN"
+        ) from error
+
+
+def _fetch(url: str) -> Path:
+    """A local copy of the directory at `url`, kept in the cache under a name made of its files' versions."""
+    fs, root = fsspec.url_to_fs(url)
+    if isinstance(fs, fsspec.get_filesystem_class("file")):
+        if not Path(root).is_dir():
+            raise ValueError(f"there is no directory {url!r}")
+        return Path(root)
+    try:
+        listed = fs.find(root, detail=True)
+    except OSError as error:
+        raise ValueError(
+            f"cannot list {url!r} ({type(error).__name__}); check the address and the credentials in the environment"
+        ) from error
+    files = {
+        name[len(root) :].lstrip("/"): info for name, info in listed.items() if any(PurePosixPath(name).match(p) for p in _FILES)
+    }
+    if not files or any(".." in PurePosixPath(name).parts for name in files):
+        raise ValueError(f"no model files lie under {url!r}")
+    versions = sorted(
+        (name, str(info.get("etag") or info.get("ETag") or info.get("mtime")), info["size"]) for name, info in files.items()
+    )
+    target = _cache() / "models" / _hash(url, versions)
+    if not target.is_dir():
+        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
+        for name in files:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(f"{root.rstrip('/')}/{name}", str(partial / name))
+        _settle(partial, target)
+    return target
+
+
+def _settle(partial: Path, target: Path) -> None:
+    """Give a finished download its name; where another process was first, its copy stands."""
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(partial)
+
+
+def _weights(path: Path) -> list[Path]:
+    return [f for folder in read_layout(path).weights_dirs for f in sorted(folder.glob("model*.safetensors"))]
+
+
+def _fingerprint(root: Path, files: Iterable[Path]) -> str:
+    return _hash([(f.relative_to(root).as_posix(), _file_hash(f)) for f in sorted(set(files))])
+
+
+def _file_hash(file: Path) -> str:
+    """SHA-256 of a file's bytes, remembered by path, size and modification time."""
+    state = file.stat()
+    note = _cache() / "hashes" / _hash(str(file.resolve()), state.st_size, state.st_mtime_ns)
+    try:
+        return note.read_text()
+    except OSError:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    partial = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(digest)
+        partial.replace(note)
+    except OSError:
+        return digest  # a cache that cannot be written only costs time
+    return digest
+
+
+def _hash(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("TIDEMILL_CACHE") or "~/.cache/tidemill").expanduser()

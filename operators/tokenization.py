@@ -1,0 +1,175 @@
+"""Text to token ids: the body tokens of whole documents, of any length, and what stands around them in each window.
+
+Fast tokenizers only. The checkpoint's own truncation and padding are switched off, and no special tokens are added: windows
+are cut in ids afterwards and framed by `Tokenizer.frame`. Special-token strings in a text become their special ids, as in the
+reference.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers
+from transformers import AutoTokenizer
+
+from operators.packing import Frame, Ids
+from operators.segmentation import Ints
+
+_BATCH_CHARACTERS = 1 << 20
+"""Characters tokenized at once; encodings take about 80 bytes for each, 140 with offsets."""
+
+_PART_CHARACTERS = 1 << 18
+"""Longer documents are tokenized in parts of about this many characters, where the tokenizer allows."""
+
+_UNLIMITED = 1 << 24
+"""A tokenizer that declares more than this declares no limit (transformers writes 1e30)."""
+
+_BREAK = re.compile(r"(?<=\S)(?=[ \n]\w)")
+"""A place before a single space or line end between words; see `_breaks_at_spaces`."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Body tokens of D documents, T in all: document d has `ids[bounds[d]:bounds[d + 1]]`."""
+
+    ids: Ids
+    """int32 [T]"""
+    bounds: Ints
+    """int64 [D + 1]"""
+    spans: npt.NDArray[np.int32] | None = None
+    """int32 [T, 2]: start and end (exclusive) of each token in code points of the text; None where not asked for."""
+
+
+class _Part(NamedTuple):
+    document: int
+    start: int
+    text: str
+
+
+class Tokenizer:
+    """The tokenizer in `directory`, with `prompt` put before every text; loads no weights.
+
+    `lowercase` is sentence-transformers' do_lower_case. ValueError where the directory has no fast tokenizer, or where the
+    prompt's tokens would merge with the text's.
+    """
+
+    def __init__(self, directory: Path, *, prompt: str = "", lowercase: bool = False) -> None:
+        loaded = AutoTokenizer.from_pretrained(str(directory), use_fast=True, local_files_only=True)
+        if not loaded.is_fast:
+            raise ValueError(
+                f"{directory} holds no fast tokenizer (tokenizer.json); convert it with transformers and save it there"
+            )
+        self._backend: Backend = copy.deepcopy(loaded.backend_tokenizer)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        if lowercase:
+            _add_lowercase(self._backend)
+        self._prompt = prompt
+        self._in_parts = _breaks_at_spaces(self._backend)
+        self.model_max_length: int | None = loaded.model_max_length if loaded.model_max_length < _UNLIMITED else None
+        self._prompt_ids = self._ids(prompt.rstrip())
+        self.frame = self._make_frame(set(loaded.all_special_ids))
+
+    @property
+    def specials(self) -> int:
+        """Tokens of a window that are not body: special tokens and prompt."""
+        return self.frame.size
+
+    def tokenize(self, texts: pa.LargeStringArray, offsets: bool = False) -> Tokens:
+        """Body tokens of each text, without specials and prompt; with `offsets` also their spans. No text may be null.
+
+        Memory beyond the result is bounded by `_BATCH_CHARACTERS`, unless the tokenizer needs long texts whole."""
+        ids: list[Ids] = [np.empty(0, np.int32)]
+        spans: list[npt.NDArray[np.int32]] = [np.empty((0, 2), np.int32)]
+        counts = np.zeros(len(texts), np.int64)
+        encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
+        for batch in self._batches(texts):
+            encodings = encode([part.text for part in batch], add_special_tokens=False)
+            for part, encoding in zip(batch, encodings, strict=True):
+                skip = len(self._prompt_ids) if part.start == 0 else 0
+                ids.append(np.array(encoding.ids[skip:], np.int32))
+                counts[part.document] += len(ids[-1])
+                if offsets:
+                    # The first token of a text may reach back into the prompt's last space.
+                    shifted = np.array(encoding.offsets[skip:], np.int32).reshape(-1, 2) + (part.start - len(self._prompt))
+                    spans.append(np.maximum(shifted, 0))
+        bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return Tokens(np.concatenate(ids), bounds, np.concatenate(spans) if offsets else None)
+
+    def _batches(self, texts: pa.LargeStringArray) -> Iterator[list[_Part]]:
+        """Prompt and text of each document, in parts where it is long, batched by size."""
+        batch: list[_Part] = []
+        room = _BATCH_CHARACTERS
+        for document, text in enumerate(texts):
+            for start, part in self._parts(self._prompt + text.as_py()):
+                batch.append(_Part(document, start, part))
+                room -= len(part)
+                if room <= 0:
+                    yield batch
+                    batch, room = [], _BATCH_CHARACTERS
+        yield batch
+
+    def _parts(self, text: str) -> Iterator[tuple[int, str]]:
+        """Where each part starts, and the part; cut so that tokens of the parts are tokens of the whole."""
+        start = 0
+        while self._in_parts and len(text) - start > _PART_CHARACTERS:
+            found = _BREAK.search(text, start + _PART_CHARACTERS)
+            if found is None:
+                break
+            yield start, text[start : found.start()]
+            start = found.start()
+        yield start, text[start:] if start else text
+
+    def _ids(self, text: str) -> Ids:
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def _make_frame(self, special_ids: set[int]) -> Frame:
+        """What the tokenizer puts around a text, found by trying; and the prompt, checked to keep its tokens before any text."""
+        probe = self._backend.encode("a", add_special_tokens=True)
+        mask = np.array(probe.special_tokens_mask, bool)
+        body = np.flatnonzero(~mask)
+        prefix, suffix = (np.array(probe.ids[part], np.int32) for part in (slice(0, body[0]), slice(body[-1] + 1, None)))
+        probes = ("a", "The", "1", "\u4e2d", "(")
+        apart = all((self._ids(self._prompt + text)[: len(self._prompt_ids)] == self._prompt_ids).all() for text in probes)
+        if self._prompt[-1:].isalnum() or not apart:
+            raise ValueError(f"prompt {self._prompt!r} would merge with the first word of a text; end it with a colon and a space")
+        return Frame(np.concatenate([prefix, self._prompt_ids]), suffix, self._excluded(special_ids))
+
+    def _excluded(self, special_ids: set[int]) -> int:
+        """Leading tokens that sentence-transformers leaves out of pooling: those of the prompt alone, less a last special one."""
+        if not self._prompt:
+            return 0
+        ids = self._backend.encode(self._prompt, add_special_tokens=True).ids
+        return len(ids) - (ids[-1] in special_ids)
+
+
+def _add_lowercase(backend: Backend) -> None:
+    """Lowercase before all other normalization, unless that is done already (as sentence-transformers does)."""
+    present = backend.normalizer
+    steps: list[Any] = [*iter(present)] if isinstance(present, normalizers.Sequence) else [present] if present else []
+    if not any(isinstance(s, normalizers.Lowercase) for s in steps):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+
+
+def _breaks_at_spaces(backend: Backend) -> bool:
+    """Whether a text may be cut before a single space or line end between words without changing its tokens.
+
+    So it is with every tokenizer that splits words at white space before it looks for pieces. It is tried on a sample, and
+    tokenizers whose added tokens hold or swallow spaces are left out."""
+    if any(token.rstrip or re.search(r"\s", token.content) for token in backend.get_added_tokens_decoder().values()):
+        return False
+    words = ("The", "naive", "7", "\u4e2d\u6587.", "end,", "x-ray")
+    return all(
+        backend.encode(space.join(words), add_special_tokens=False).ids
+        == [i for n, word in enumerate(words) for i in backend.encode(space * (n > 0) + word, add_special_tokens=False).ids]
+        for space in (" ", "\n")
+    )

@@ -1,0 +1,307 @@
+"""The job as its author writes it: a frozen pydantic model of the YAML file, every default in one place.
+
+`load("job.yaml", ["runtime.workers=2"])` reads by `yaml.safe_load`, applies overrides and validates; what is wrong is a
+`ConfigError` with the field path, the value seen and, for an unknown key, the closest known one. Checks that need the input
+or the model are made by `pipeline.planning`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import fsspec
+import yaml
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+import operators.heads
+from pipeline.errors import ConfigError
+from pipeline.urls import check_url, protocol, refuse_secrets
+
+
+def _absolute(value: object) -> object:
+    """A checked URL; a plain path becomes absolute, since workers and jobs run in other directories."""
+    if not isinstance(value, str):
+        return value
+    check_url(value)
+    return value if "://" in value else str(Path(value).expanduser().absolute())
+
+
+Url = Annotated[str, Field(min_length=1), BeforeValidator(_absolute)]
+Size = Annotated[ByteSize, Field(gt=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+
+
+class Input(_Model):
+    """Where the documents are and which columns of them are read."""
+
+    path: Url | tuple[Url, ...]
+    format: Literal["auto", "parquet", "jsonl"] = "auto"
+    text: str = "text"
+    id: str | None = None
+    keep: dict[str, str | None] = Field(default_factory=dict)
+    """Column -> Arrow type as text, None where the type is pinned from the data."""
+    limit: Annotated[int, Field(gt=0)] | None = None
+    max_document: Size = ByteSize(64 * 2**20)
+    piece: Literal["auto"] | Size = "auto"
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _paths(cls, value: object) -> object:
+        if isinstance(value, list):
+            if not value:
+                raise ValueError("the list is empty; name at least one file, directory or glob")
+            return tuple(value)
+        return value
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _keep(cls, value: object) -> object:
+        return dict.fromkeys(value) if isinstance(value, list) else value
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_types(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        from pipeline.source.types import parse_type  # pyarrow is only wanted where a type is spelled out
+
+        for name, spelled in value.items():
+            if name.startswith("__"):
+                raise ValueError(f"column {name!r}: names that start with '__' are reserved")
+            if spelled is not None:
+                parse_type(spelled)
+        return value
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return refuse_secrets(value)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path or paths as a tuple."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+class Segments(_Model):
+    """How a document is cut into windows."""
+
+    policy: Literal["window", "truncate", "error"] = "window"
+    max_tokens: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    overlap: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    max_segments: Annotated[int, Field(gt=0)] | None = None
+
+
+class Task(_Model):
+    """One task: a head with its model. `settings` is the head's own Config, validated by the head's module."""
+
+    head: str
+    model: str
+    revision: str | None = None
+    segments: Segments | None = None
+    settings: Any
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, dict) or "settings" in value or "head" not in value:
+            return value
+        own = {k: value[k] for k in ("head", "model", "revision", "segments") if k in value}
+        rest = {k: v for k, v in value.items() if k not in own}
+        return {**own, "settings": head_config(str(value["head"])).model_validate(rest)}
+
+    @field_validator("model")
+    @classmethod
+    def _model(cls, value: str) -> str:
+        if "://" in value:
+            return check_url(value)
+        path = Path(value).expanduser()
+        return str(path.absolute()) if path.is_dir() else value
+
+
+class Output(_Model):
+    """Where the committed table lives."""
+
+    path: Url
+    format: Literal["parquet"] = "parquet"
+    removed: Literal["keep", "drop"] = "keep"
+    single_writer: bool = False
+    """Stand in for create-only writes on a store that has none, by promising that no other run writes."""
+    storage_options: dict[str, Any] | None = None
+    """As `input.storage_options`, which it defaults to where both are on the same protocol."""
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else refuse_secrets(value)
+
+
+class Runtime(_Model):
+    """Where and how fast; nothing here but `precision` changes a value."""
+
+    device: Literal["auto", "npu", "cuda", "cpu"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    backend: str = "torch"
+    engine: Literal["ray", "local"] = "ray"
+    tokens_per_pack: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    workers: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    stages: Literal["auto", "fused", "split"] = "auto"
+    """auto: fused into the encoder's actor on CPUs, CPU stages of their own on GPUs and NPUs."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """Restarts of one encoder actor before the run gives up (exit 3)."""
+
+
+class Config(_Model):
+    """A whole job. Everything has a default but `input.path`, `output.path` and one task with its head and model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "tidemill"
+    input: Input
+    segments: Segments = Segments()
+    tasks: Annotated[dict[str, Task], Field(min_length=1)]
+    output: Output
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _names(self) -> Config:
+        taken = {
+            "_shard": "the shard",
+            "_row": "the row",
+            "id": "the id",
+            "n_tokens": "a count",
+            "n_segments": "a count",
+            "truncated": "a flag",
+        }
+        for where, names in (("input.keep", list(self.input.keep)), ("tasks", list(self.tasks))):
+            for name in names:
+                if name in taken:
+                    raise ValueError(
+                        f"{where}: column {name!r} is already the output's column for {taken[name]}; choose another name"
+                    )
+                if name.startswith("__") or not name:
+                    raise ValueError(f"{where}: column {name!r}: names that are empty or start with '__' are reserved")
+                taken[name] = f"{where}.{name}"
+                if where == "tasks":
+                    taken.update({f"{name}_{count}": f"task {name}" for count in ("n_tokens", "n_segments", "truncated")})
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back to an equal Config."""
+        plain = self.model_dump(mode="json")
+        for task in plain["tasks"].values():
+            task.update(task.pop("settings"))
+        return plain
+
+    @property
+    def output_options(self) -> dict[str, Any]:
+        """fsspec options of the output."""
+        if self.output.storage_options is not None:
+            return self.output.storage_options
+        same = protocol(self.output.path) == protocol(self.input.paths[0])
+        return self.input.storage_options if same else {}
+
+
+def head_config(kind: str) -> type[BaseModel]:
+    """The Config class of head `kind`, whose module is `operators.heads.<kind>`; ValueError names the real modules."""
+    kinds = sorted(m.name for m in pkgutil.iter_modules(operators.heads.__path__) if not m.name.startswith("_"))
+    if kind not in kinds:
+        raise ValueError(f"no head is named {kind!r}{did_you_mean(kind, kinds)}; there are: {', '.join(kinds)}")
+    config: type[BaseModel] = importlib.import_module(f"operators.heads.{kind}").Config
+    return config
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """`; did you mean 'x'?` or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read, override and validate the config at `path` (a local path or an allowed fsspec URL). ConfigError on anything wrong."""
+    try:
+        check_url(str(path))
+        with fsspec.open(str(path), "rb") as file:
+            text = file.read().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read the config {str(path)!r}: {type(error).__name__}; give the path of a YAML file"
+        ) from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', 'syntax error')}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {type(raw).__name__}; a config is a mapping of input, tasks, output, ...")
+    return from_dict(raw, overrides)
+
+
+def from_dict(raw: dict[str, Any], overrides: list[str] | None = None) -> Config:
+    """A Config from plain data, with overrides applied; ConfigError on anything wrong."""
+    for override in overrides or []:
+        raw = _override(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors(include_url=False))) from None
+
+
+def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
+    """`raw` with `a.b=value` set, the value read as YAML."""
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"override {override!r}: write key.path=value, for example runtime.workers=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
+        value = text  # a text with a colon in it, such as a prompt
+    raw = dict(raw)
+    node = raw
+    for key in keys[:-1]:
+        child = node.get(key)
+        if child is not None and not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {key!r} is a {type(child).__name__}, not a mapping")
+        node[key] = dict(child or {})
+        node = node[key]
+    node[keys[-1]] = value
+    return raw
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One line for one pydantic error: field path, what is wrong, the value seen."""
+    location = [
+        str(part) for part in error["loc"] if not re.match(r"^(function-|constrained-|literal\[|tuple\[|str$|int$)", str(part))
+    ]
+    field = ".".join(location) or "config"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"{field}: unknown key{did_you_mean(location[-1], _known_keys(location))}"
+    if error["type"] == "missing":
+        return f"{field}: is missing and has no default"
+    value = error.get("input")
+    shown = error["type"] != "value_error" and isinstance(value, (str, int, float, bool, type(None))) and "://" not in str(value)
+    return f"{field}: {message}, got {value!r}" if shown else f"{field}: {message}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    """The keys allowed where the last key of `location` stands."""
+    if location[0] == "tasks" and len(location) > 2:
+        if "segments" in location[2:-1]:
+            return list(Segments.model_fields)
+        heads = [m.name for m in pkgutil.iter_modules(operators.heads.__path__)]
+        return ["head", "model", "revision", "segments", *{name for kind in heads for name in head_config(kind).model_fields}]
+    model: Any = Config
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,209 @@
+"""The Ray engine: tickets for spans flow through an actor pool of encoders; what comes back is one outcome for each piece.
+
+A ticket is a one-row block and a piece on its way is a one-row block (pipeline.batch), so Ray's block shaping can neither
+merge nor cut pieces. On CPUs one actor reads, prepares, encodes and writes; on accelerators reading and writing are tasks
+of their own. Restarts are bounded: an actor that dies costs a restart and its pieces are done again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from pipeline.batch import from_todo_block, todo_block
+from pipeline.engines import GRACE_SECONDS
+from pipeline.errors import Incomplete, Terminated
+from pipeline.ledger.pieces import Todo
+from pipeline.placement import Placement, Resources, Wish, place
+from pipeline.recipe import Recipe
+from pipeline.stages import Outcome, Stages, from_block, to_block
+from pipeline.stopping import Stop
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+_RAY_DEVICE = {"cpu": "CPU", "cuda": "GPU", "npu": "NPU"}
+
+
+class FusedWorker:
+    """Reads, prepares, encodes and writes; two pieces at once, so that the encoder does not wait for files."""
+
+    def __init__(self, recipe: Recipe, threads: int) -> None:
+        self._stages = Stages(recipe, threads=threads)
+        self._stages.load()
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        for todo in from_todo_block(block):
+            for item in self._stages.read(todo):
+                yield to_block(self._stages.finish(item))
+
+
+class EncodeWorker:
+    """Encodes prepared pieces; reading and writing happen in other processes."""
+
+    def __init__(self, recipe: Recipe, threads: int) -> None:
+        self._stages = Stages(recipe, threads=threads)
+        self._stages.load()
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        for item in from_block(block):
+            yield to_block(self._stages.encode(item))
+
+
+_stages_of_this_process: dict[str, Stages] = {}
+
+
+def _stages(recipe: Recipe) -> Stages:
+    """Tokenizers are built once in each process, not once for each task."""
+    if recipe.run_id not in _stages_of_this_process:
+        _stages_of_this_process.clear()
+        _stages_of_this_process[recipe.run_id] = Stages(recipe, threads=1)
+    return _stages_of_this_process[recipe.run_id]
+
+
+def read_and_prepare(block: pa.Table, recipe: Recipe) -> Iterator[pa.Table]:
+    """Tickets in, prepared pieces out."""
+    stages = _stages(recipe)
+    for todo in from_todo_block(block):
+        for item in stages.read(todo):
+            yield to_block(stages.prepare(item))
+
+
+def write(block: pa.Table, recipe: Recipe) -> Iterator[pa.Table]:
+    """Encoded pieces in, outcomes out."""
+    stages = _stages(recipe)
+    for item in from_block(block):
+        yield to_block(stages.write(item))
+
+
+def start() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start a local one for this process alone."""
+    if ray.is_initialized():
+        return
+    # torch's CPU packs are megabytes each; without these thresholds glibc maps and unmaps every one of them.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**32))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+
+
+def devices() -> dict[str, int]:
+    """Devices of the cluster by kind."""
+    start()
+    total = ray.cluster_resources()
+    return {kind: int(total.get(name, 0)) for kind, name in _RAY_DEVICE.items()}
+
+
+def placement(kind: str, wish: Wish) -> Placement:
+    """Workers over the whole cluster."""
+    start()
+    total = ray.cluster_resources()
+    has = Resources(total.get("CPU", 1.0), total.get(_RAY_DEVICE[kind], 0.0), int(total.get("memory", 0.0)))
+    return place(kind, has, wish)
+
+
+def execute(recipe: Recipe, placed: Placement, todos: list[Todo], stop: Stop) -> Iterator[Outcome]:
+    """Yield an outcome for each piece of `todos`, as they are done. Incomplete where actors died more often than allowed."""
+    _configure()
+    start()
+    stop.install()
+    dataset = _flow(ray.data.from_arrow([todo_block(t) for t in todos]), recipe, placed)
+    results: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
+    threading.Thread(target=_consume, args=(dataset, results), daemon=True).start()
+    deadline = None
+    while True:
+        if stop.is_set() and deadline is None:
+            recipe.ask_to_stop()
+            deadline = time.monotonic() + GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        try:
+            block = results.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        if block is None:
+            break
+        if isinstance(block, BaseException):
+            # Ray's exceptions carry whole remote tracebacks; their first line says what died.
+            raise Incomplete(
+                f"the engine stopped: {str(block).strip().splitlines()[0]}; run the same command again to go on"
+            ) from block
+        for item in from_block(block):
+            assert isinstance(item, Outcome)
+            yield item
+    if stop.is_set():
+        raise Terminated("terminated; what was recorded stays, and the same command goes on from there")
+
+
+def shutdown() -> None:
+    """Leave the cluster, or end the local one."""
+    ray.shutdown()
+
+
+def _configure() -> None:
+    context = DataContext.get_current()
+    context.target_max_block_size = 1  # every row (one piece) is a block of its own, handed on as soon as it is there
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = False
+    context.max_consecutive_actor_init_deaths = 2
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _flow(tickets: Dataset, recipe: Recipe, placed: Placement) -> Dataset:
+    """read -> prepare -> encode -> write, in one actor or as stages of their own."""
+    if placed.fused:
+        return _encoders(tickets, FusedWorker, recipe, placed)
+    prepared = tickets.map_batches(read_and_prepare, **_task(recipe, placed))
+    return _encoders(prepared, EncodeWorker, recipe, placed).map_batches(write, **_task(recipe, placed))
+
+
+def _encoders(dataset: Dataset, worker: Callable[..., Any], recipe: Recipe, placed: Placement) -> Dataset:
+    # map_batches refuses batch_size=None with GPUs; the internal form is the same without that check.
+    encoded: Dataset = dataset.map_batches_internal(
+        worker,
+        fn_constructor_args=(recipe, placed.threads),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            size=placed.workers,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+            max_tasks_in_flight_per_actor=3,
+        ),
+        max_restarts=recipe.max_restarts,
+        max_task_retries=recipe.max_restarts,
+        **placed.ray_options,
+    )
+    return encoded
+
+
+def _task(recipe: Recipe, placed: Placement) -> dict[str, Any]:
+    return {
+        "fn_args": (recipe,),
+        "batch_size": None,
+        "batch_format": "pyarrow",
+        "num_cpus": placed.cpus_per_task,
+    }
+
+
+def _consume(dataset: Dataset, results: queue.Queue[pa.Table | BaseException | None]) -> None:
+    """Runs in a thread, so that the main one is free to see signals."""
+    try:
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            results.put(block)
+        results.put(None)
+    except BaseException as error:  # noqa: BLE001 -- handed to the main thread, which raises it
+        results.put(error)

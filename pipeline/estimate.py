@@ -1,0 +1,109 @@
+"""Estimates for `tidemill plan`: tokens, windows and packs from a sample of documents, memory from the weights' size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from operators.models.layout import read_layout
+from operators.schema import TEXT
+from operators.segmentation import segment
+from operators.tokenization import Tokenizer
+from pipeline.ledger.pieces import Span, Todo
+from pipeline.planning import Plan
+from pipeline.source.reading import read_span
+
+_SAMPLE_SPANS = 8
+_SAMPLE_ROWS = 64
+_SAMPLE_BYTES = 256 * 2**10
+_PIECE_OVERHEAD = 1 << 30
+"""Bytes of interpreter, torch and one piece with its packs."""
+
+
+def estimate(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data. Reads a few rows of up to eight shards, and the tokenizer; loads no weights."""
+    source, listing = plan.source, plan.listing
+    removed = sorted({r.shard for r in plan.base_records} - {s.key for s in listing.shards})
+    report: dict[str, Any] = {
+        "input": ", ".join(plan.config.input.paths),
+        "shards": len(listing.shards),
+        "ignored_files": listing.ignored,
+        "text_bytes": source.text_bytes,
+        "piece_bytes": source.piece_bytes,
+        "spans": len(source.spans),
+        "spans_to_do": len(plan.todos),
+        "shards_that_left": len(removed),
+        "rows": _rows(plan),
+        "generation": plan.generation,
+        "table_version": plan.base.version if plan.base else None,
+        "changes": plan.changes,
+        "device": f"{plan.device.kind} ({plan.reasons['device']})",
+        "precision": f"{plan.precision} ({plan.reasons['precision']})",
+        "tokens_per_pack": plan.recipe.tokens_per_pack,
+        "windows": {
+            name: f"{m.view.windowing.capacity} body tokens, overlap {m.view.windowing.overlap}"
+            for name, m in plan.models.items()
+        },
+        "estimate": _tokens(plan),
+        "worker_memory_bytes": 2 * plan.weights_bytes + _PIECE_OVERHEAD,
+        "schema": [f"{f.name}: {f.type}" for f in plan.recipe.schema],
+        "notes": plan.notes,
+    }
+    return report
+
+
+def _rows(plan: Plan) -> str:
+    known = sum(s.rows or 0 for s in plan.source.spans)
+    held = sum(r.rows_in for r in plan.known.values())
+    unread = sum(1 for t in plan.todos if t.span.rows is None and not t.span.unreadable)
+    parts = [f"{known} by Parquet footers"] if known else []
+    parts += [f"{held} recorded"] if held else []
+    parts += [f"those of {unread} JSONL spans"] if unread else []
+    return ", ".join(parts) or "0"
+
+
+def _tokens(plan: Plan) -> dict[str, Any]:
+    """Tokens, windows and packs of all text and of what is to do, scaled up from the sample by bytes of text."""
+    spans = [s for s in plan.source.spans if not s.unreadable and s.rows != 0]
+    texts = [t for span in _spread(spans) for t in _sample(plan, span)]
+    if not texts:
+        return {"sample_documents": 0, "tokens": 0, "segments": 0, "tokens_to_do": 0, "packs_to_do": 0}
+    column = pa.chunked_array(texts, pa.large_string()).combine_chunks()
+    model = next(iter(plan.models.values()))
+    layout = read_layout(model.repository.path)
+    tokenizer = Tokenizer(layout.transformer_dir, prompt=model.view.prompt, lowercase=layout.do_lower_case)
+    segments = segment(np.diff(tokenizer.tokenize(column).bounds), model.view.windowing)
+    sampled = max(1, int(pc.sum(pc.binary_length(column)).as_py()))
+    tokens = int(segments.length.sum()) + len(segments.length) * tokenizer.specials
+    scale = plan.source.text_bytes / sampled
+    share = sum(t.span.weight for t in plan.todos) / max(1, sum(s.weight for s in plan.source.spans))
+    to_do = int(tokens * scale * share)
+    return {
+        "sample_documents": len(column),
+        "tokens": int(tokens * scale),
+        "segments": int(len(segments.length) * scale),
+        "tokens_to_do": to_do,
+        "packs_to_do": -(-to_do // plan.recipe.tokens_per_pack),
+    }
+
+
+def _spread(spans: list[Span]) -> list[Span]:
+    """Up to `_SAMPLE_SPANS` of them, evenly spread."""
+    step = max(1, len(spans) // _SAMPLE_SPANS)
+    return spans[::step][:_SAMPLE_SPANS]
+
+
+def _sample(plan: Plan, span: Span) -> list[pa.Array]:
+    """Texts of the first rows of a span."""
+    if span.rows is not None:
+        part = replace(span, stop=span.start + min(span.rows, _SAMPLE_ROWS), rows=min(span.rows, _SAMPLE_ROWS))
+    else:
+        part = replace(span, piece_bytes=min(span.piece_bytes, _SAMPLE_BYTES))
+    for piece in islice(read_span(Todo(part), plan.recipe.read), 1):
+        return list(piece.documents[TEXT].slice(0, _SAMPLE_ROWS).chunks)
+    return []

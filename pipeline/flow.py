@@ -1,0 +1,138 @@
+"""START HERE. The whole job, from config to committed table:
+
+    make_plan     check the config, the model's files and the input; find the pieces without a record
+    execute       on each of those pieces: read -> prepare (tokenize, segment) -> encode (packs, head) -> write
+    close         the books: every piece has exactly one record, rows in = rows out + quarantined + filtered
+    publish       one create-only commit switches readers from version N to N+1
+
+The four stages are methods of `pipeline.stages.Stages` and call the plain functions of `operators/`. Both engines run the
+same stages: `engines.local` in this process, `engines.ray` on actors. Exactly-once is `pipeline.ledger`'s work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipeline.config import Config
+from pipeline.errors import Incomplete
+from pipeline.ledger.books import close
+from pipeline.ledger.publish import Commit, publish
+from pipeline.ledger.records import Record
+from pipeline.planning import Plan, draft, engine_of, make_plan
+from pipeline.stages import Outcome
+from pipeline.stopping import Stop
+from pipeline.table import count_duplicate_ids
+
+
+class Watch(Protocol):
+    """Is told what happens while a job runs; the command line draws progress with it."""
+
+    def planned(self, plan: Plan) -> None:
+        """The plan stands; work begins."""
+
+    def done(self, outcome: Outcome) -> None:
+        """One more piece has a record, or failed."""
+
+
+class Silent:
+    """Watches without a word."""
+
+    def planned(self, plan: Plan) -> None:
+        """Nothing."""
+
+    def done(self, outcome: Outcome) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Work:
+    """What the engine did: records of the pieces it settled, and why others have none."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    encoded: int = 0
+    failures: list[str] = field(default_factory=list)
+    tokens: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Take one outcome into account."""
+        if outcome.error:
+            self.failures.append(f"{outcome.where}: {outcome.error}")
+        if outcome.record:
+            self.records[outcome.record.piece] = outcome.record
+            self.encoded += outcome.encoded
+            self.tokens += outcome.record.statistics.get("tokens", 0) if outcome.encoded else 0
+
+
+def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
+    """Run the job and return its report.
+
+    Raises ConfigError (2), Incomplete (3: nothing published), Fenced (5) or Terminated (143); the same command goes on from
+    the records that are there.
+    """
+    watch = watch or Silent()
+    stop = Stop()
+    stop.install()
+    plan = make_plan(config)
+    watch.planned(plan)
+    work = Work()
+    started = time.perf_counter()
+    for outcome in execute(plan, stop):
+        work.add(outcome)
+        watch.done(outcome)
+    work.seconds = time.perf_counter() - started
+    stop.check()
+    commit = settle(plan, work)
+    return report(plan, work, commit)
+
+
+def execute(plan: Plan, stop: Stop) -> Iterator[Outcome]:
+    """Run the stages over every span with work left; without any, no engine is started and no model loaded."""
+    if not plan.todos:
+        return
+    engine = engine_of(plan.config)
+    try:
+        yield from engine.execute(plan.recipe, plan.place(engine), plan.todos, stop)
+    finally:
+        engine.shutdown()
+
+
+def settle(plan: Plan, work: Work) -> Commit:
+    """Close the books and publish. Incomplete names the pieces that failed."""
+    records = list({**plan.known, **work.records}.values())
+    try:
+        closed = close(plan.source.spans, records)
+    except Incomplete as error:
+        failures = "".join(f"\n  {line}" for line in work.failures[:10])
+        more = f"\n  ... and {len(work.failures) - 10} more" if len(work.failures) > 10 else ""
+        raise Incomplete(f"{error}{failures}{more}") from error
+    duplicates = (lambda final: count_duplicate_ids(plan.recipe.store, final)) if plan.config.input.id else (lambda final: 0)
+    return publish(plan.recipe.store, draft(plan, closed), count_duplicates=duplicates)
+
+
+def report(plan: Plan, work: Work, commit: Commit) -> dict[str, Any]:
+    """What `run --json` prints: of this run, and the books of the table."""
+    current = sum(1 for r in plan.known.values()) + len(work.records)
+    encoders = Counter[str]()
+    for record in work.records.values():
+        encoders.update({k: v for k, v in record.statistics.items() if isinstance(v, (int, float))})
+    return {
+        "run_id": plan.recipe.run_id,
+        "version": commit.version,
+        "generation": commit.generation,
+        "published": commit.run_id == plan.recipe.run_id,
+        "pieces": current,
+        "encoded": work.encoded,
+        "reused": current - work.encoded,
+        "tokens": int(work.tokens),
+        "seconds": round(work.seconds, 3),
+        "tokens_per_second": round(work.tokens / work.seconds, 1) if work.seconds else 0.0,
+        "statistics": {k: round(v, 3) for k, v in sorted(encoders.items())},
+        "output": plan.config.output.path,
+        "books": commit.totals,
+        "duplicate_ids": commit.duplicate_ids,
+    }

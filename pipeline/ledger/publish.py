@@ -1,0 +1,216 @@
+"""Versions of the table: each is one create-only commit that names a manifest, the records of all its pieces.
+
+`publish` switches readers from version N to N + 1 in one step, or finds that there is nothing to publish, or raises Fenced.
+Commits, manifests and files never change; an older version stays readable by its number.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import random
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import Fenced, Incomplete, TidemillError
+from pipeline.ledger.books import check_schemas, totals
+from pipeline.ledger.records import Record, from_table, to_table
+from pipeline.ledger.store import Exists, Store, Unknown
+
+ATTEMPTS = 50
+"""Times that another run's commit may come first before `publish` gives up."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One version of the table."""
+
+    version: int
+    """1, 2, 3, ..."""
+    parent: str | None
+    """SHA-256 of the previous commit's object; None for version 1."""
+    commit_id: str
+    """Unique; by it a run recognizes its own commit after a timeout."""
+    run_id: str
+    generation: str
+    fingerprint: dict[str, Any]
+    """What the generation is the hash of."""
+    pins: dict[str, Any]
+    """What `auto` resolved to when the generation began: piece_bytes, precision."""
+    schema: str
+    """Arrow schema of the data files (`encode_schema`)."""
+    manifest: str
+    """Key of the manifest."""
+    totals: dict[str, Any]
+    """`books.Totals` of all pieces."""
+    duplicate_ids: int
+    created_at: str
+    """Informational; nothing is decided by a clock."""
+
+
+_COMMIT = TypeAdapter(Commit)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a run wants to publish."""
+
+    run_id: str
+    generation: str
+    fingerprint: dict[str, Any]
+    pins: dict[str, Any]
+    schema: str
+    records: Sequence[Record]
+    """The closed books of this run's input."""
+    shards: frozenset[str]
+    """Keys of the shards in this run's input."""
+    keep_removed: bool
+    """Keep pieces of shards that are in the table and not in this run's input (`output.removed`)."""
+    base: int
+    """Version that the run read when it began; 0 where there was none."""
+
+
+def head(store: Store) -> Commit | None:
+    """The newest version, None where nothing was published yet."""
+    keys = store.list("_commits")
+    return read_commit(store, _version(keys[-1])) if keys else None
+
+
+def read_commit(store: Store, version: int) -> Commit:
+    """One version; FileNotFoundError where it does not exist."""
+    key = commit_key(version)
+    try:
+        return _COMMIT.validate_json(store.get(key))
+    except ValidationError as error:
+        raise TidemillError(f"{key} is not a commit: {error.error_count()} fields are wrong; restore it from a backup") from None
+
+
+def commit_key(version: int) -> str:
+    """Where a version lives."""
+    return f"_commits/{version:08d}.json"
+
+
+def manifest_records(store: Store, commit: Commit) -> list[Record]:
+    """The records of all pieces of a version, sorted by shard and position."""
+    return from_table(pq.ParquetFile(pa.BufferReader(store.get(commit.manifest))).read(), commit.manifest)
+
+
+def current_records(store: Store, commit: Commit | None, generation: str) -> list[Record]:
+    """The records of a version if it is of this generation, otherwise none: pieces of two generations never mix."""
+    return manifest_records(store, commit) if commit and commit.generation == generation else []
+
+
+def encode_schema(schema: pa.Schema) -> str:
+    """An Arrow schema as text: base64 of its IPC message."""
+    return base64.b64encode(schema.serialize()).decode()
+
+
+def commit_schema(commit: Commit) -> pa.Schema:
+    """The Arrow schema of a version's data files."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(commit.schema)))
+
+
+def publish(
+    store: Store,
+    draft: Draft,
+    count_duplicates: Callable[[list[Record]], int],
+    pause: Callable[[float], None] = time.sleep,
+) -> Commit:
+    """Make `draft` part of the table's newest version; returns that version.
+
+    Its `run_id` is the draft's if this call published it; otherwise the table held the same pieces already and nothing was
+    written. `count_duplicates` is given the records of the version to be and returns how many of its ids are duplicates.
+
+    Runs of one generation that publish at the same time come one after another: the later one keeps the other's shards (as
+    `keep_removed` says), and where both saw a shard in different versions, the later one's view stands.
+
+    Raises Fenced where another generation was committed since `draft.base`, Incomplete where the union has two schemas, and
+    TidemillError where other runs' commits came first ATTEMPTS times.
+    """
+    commit_id = uuid.uuid4().hex
+    for _ in range(ATTEMPTS):
+        current = head(store)
+        own = find_own(store, commit_id, draft.base, current)
+        if own:
+            return own
+        fence(draft, current)
+        before = current_records(store, current, draft.generation)
+        records = union(draft, before)
+        if current and before and {r.piece for r in records} == {r.piece for r in before}:
+            return current
+        commit = _compose(store, draft, records, current, commit_id, count_duplicates(records))
+        if commit_once(store, commit, records):
+            return commit
+        pause(random.uniform(0.05, 0.5))
+    raise TidemillError(f"{ATTEMPTS} times another run's commit came first; run the same command again, nothing is lost")
+
+
+def find_own(store: Store, commit_id: str, base: int, current: Commit | None) -> Commit | None:
+    """Our commit, if an attempt whose outcome we did not learn has worked; others may have committed on top of it."""
+    for version in range(current.version if current else 0, base, -1):
+        commit = read_commit(store, version)
+        if commit.commit_id == commit_id:
+            return commit
+    return None
+
+
+def fence(draft: Draft, current: Commit | None) -> None:
+    """Keeps a run that began before a generation switch from undoing it."""
+    if current and current.generation != draft.generation and current.version > draft.base:
+        raise Fenced(
+            f"version {current.version} of generation {current.generation} was committed by run {current.run_id} while this run "
+            f"({draft.generation}, begun on version {draft.base}) worked; nothing is published. If this config is the one that "
+            "shall stand, run it again"
+        )
+
+
+def union(draft: Draft, before: Sequence[Record]) -> list[Record]:
+    """The pieces of the next version: the draft's, and those of `before` (same generation) whose shards the run did not see."""
+    kept = [r for r in before if r.shard not in draft.shards] if draft.keep_removed else []
+    records = sorted([*draft.records, *kept], key=lambda r: (r.shard, r.start, r.index))
+    for problem in check_schemas(records):
+        raise Incomplete(f"nothing is published: {problem}; give kept columns their types (input.keep)")
+    return records
+
+
+def commit_once(store: Store, commit: Commit, records: Sequence[Record]) -> bool:
+    """Manifest, then commit. False where the version exists or the outcome is unknown: the caller reads before going on."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table(records), sink, compression="zstd")
+    store.put(commit.manifest, sink.getvalue().to_pybytes())
+    try:
+        store.create(commit_key(commit.version), _COMMIT.dump_json(commit, indent=1))
+    except (Exists, Unknown):
+        return False
+    return True
+
+
+def _compose(
+    store: Store, draft: Draft, records: Sequence[Record], current: Commit | None, commit_id: str, duplicate_ids: int
+) -> Commit:
+    return Commit(
+        version=current.version + 1 if current else 1,
+        parent=hashlib.sha256(store.get(commit_key(current.version))).hexdigest() if current else None,
+        commit_id=commit_id,
+        run_id=draft.run_id,
+        generation=draft.generation,
+        fingerprint=draft.fingerprint,
+        pins=draft.pins,
+        schema=draft.schema,
+        manifest=f"_manifests/{uuid.uuid4().hex}.parquet",
+        totals=asdict(totals(records)),
+        duplicate_ids=duplicate_ids,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _version(key: str) -> int:
+    return int(key.rsplit("/", 1)[1].removesuffix(".json"))

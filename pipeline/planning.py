@@ -1,0 +1,301 @@
+"""From a config to a plan: everything that can be checked before a worker starts, and all that `auto` resolves to.
+
+`make_plan` reads the model's JSON files (no weights), the table's head commit, and the footers of the shards with work to
+do. What is wrong is a `ConfigError` with its field path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import uuid
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+
+from operators.devices import Device, choose, default_token_budget, resolve_precision
+from pipeline import sink
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.ledger.pieces import Shard, Span, Todo
+from pipeline.ledger.publish import Commit, Draft, commit_schema, encode_schema, head, manifest_records
+from pipeline.ledger.records import Record, find_work, read_records
+from pipeline.ledger.store import Store, open_store
+from pipeline.models import Model, check_model
+from pipeline.placement import Placement, Wish
+from pipeline.recipe import Recipe, TaskRecipe
+from pipeline.source.listing import Listing, list_shards
+from pipeline.source.planning import Pins, SourcePlan, plan_source
+from pipeline.source.reading import ReadRecipe
+
+SEMANTICS = 1
+"""Version of what the operators compute; raised whenever a value in the output would change."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run needs to know."""
+
+    config: Config
+    store: Store
+    base: Commit | None
+    base_records: list[Record]
+    """Records of the head commit, empty where there is none."""
+    listing: Listing
+    source: SourcePlan
+    models: dict[str, Model]
+    device: Device
+    precision: str
+    reasons: dict[str, str]
+    """Why each `auto` became what it is."""
+    fingerprint: dict[str, Any]
+    generation: str
+    known: dict[str, Record]
+    """Records of this generation, by piece id."""
+    todos: list[Todo]
+    """Spans with work left, the biggest first."""
+    recipe: Recipe
+
+    @property
+    def pins(self) -> dict[str, Any]:
+        """What `auto` resolved to, for the table's commit."""
+        return {"piece_bytes": self.source.piece_bytes, "precision": self.precision, "limit": self.config.input.limit}
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all models' weights on disk."""
+        return sum({m.repository.path: m.repository.weights_bytes for m in self.models.values()}.values())
+
+    def place(self, engine: ModuleType) -> Placement:
+        """Workers and their resources on `engine`, which is started for it."""
+        runtime = self.config.runtime
+        pieces = sum(max(1, t.span.weight // t.span.piece_bytes) if t.span.rows is None else 1 for t in self.todos)
+        wish = Wish(runtime.workers, runtime.stages, self.weights_bytes, len(self.todos), pieces)
+        placement: Placement = engine.placement(self.device.kind, wish)
+        return placement
+
+    @property
+    def removed(self) -> list[str]:
+        """Shards in the table that left the input."""
+        return sorted({r.shard for r in self.base_records} - {s.key for s in self.listing.shards})
+
+    @property
+    def notes(self) -> list[str]:
+        """What a run would do beyond encoding, and what deserves a second look."""
+        notes = [note for m in self.models.values() for note in m.notes]
+        if self.listing.ignored:
+            notes.append(f"{self.listing.ignored} files were left out: hidden, starting with '_', or with an unknown suffix")
+        if self.base and self.changes:
+            notes.append(
+                f"another generation than version {self.base.version} of the table: all {self.base.totals['rows_in']} rows are encoded again ("
+                + "; ".join(self.changes)
+                + ")"
+            )
+        if self.removed:
+            drop = self.changes or self.config.output.removed == "drop"
+            fate = "leave the table (older versions keep them)" if drop else "stay in the table"
+            notes.append(f"{len(self.removed)} shards that left the input {fate}, for example {self.removed[0]}")
+        return notes
+
+    def describe(self) -> list[str]:
+        """The plan in a few lines, for people."""
+        source = self.source
+        lines = [
+            f"{len(self.listing.shards)} shards, {source.text_bytes / 2**20:.1f} MiB of text in {len(source.spans)} spans; {len(self.todos)} to do",
+            f"device {self.device.kind} ({self.reasons['device']}), precision {self.precision} ({self.reasons['precision']})",
+        ]
+        return [*lines, *self.notes]
+
+    @property
+    def changes(self) -> list[str]:
+        """What makes this generation another than the table's: lines `name: before -> now`."""
+        if self.base is None or self.base.generation == self.generation:
+            return []
+        before, now = _flatten(self.base.fingerprint), _flatten(self.fingerprint)
+        return [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+
+
+def make_plan(config: Config) -> Plan:
+    """Check and resolve everything. ConfigError (exit 2) on anything wrong."""
+    models = {name: check_model(config, name, task) for name, task in config.tasks.items()}
+    store = open_store(config.output.path, config.output_options, config.output.single_writer)
+    base = head(store)
+    records = manifest_records(store, base) if base else []
+    device, reasons = _device(config)
+    precision = _precision(config, models, device, base, reasons)
+    _check_limit(config, base)
+    listing = list_shards(config.input, config.output.path)
+    pins = Pins(base.pins.get("piece_bytes"), commit_schema(base)) if base else Pins()
+    source = plan_source(config.input, listing, pins, _settled(base, records, config.input.limit))
+    fingerprint = _fingerprint(config, models, precision, source)
+    generation = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+    if base and generation != base.generation:
+        # Everything is done again, so every shard is opened again.
+        source = plan_source(config.input, listing, pins, {})
+    current = {r.piece: r for r in records} if base and base.generation == generation else {}
+    known = {**current, **read_records(store, generation, set(current))}
+    todos = sorted(find_work(source.spans, known), key=lambda t: -t.span.weight)
+    views = tuple(dict.fromkeys(m.view for m in models.values()))
+    recipe = Recipe(
+        run_id=uuid.uuid4().hex[:16],
+        generation=generation,
+        store=store,
+        schema=_schema(config, models, source),
+        read=_read_recipe(config, source),
+        views=views,
+        tasks=tuple(
+            TaskRecipe(name, config.tasks[name].head, config.tasks[name].settings.model_dump(), m.view.model, views.index(m.view))
+            for name, m in models.items()
+        ),
+        device=device.kind,
+        precision=precision,
+        backend=config.runtime.backend,
+        tokens_per_pack=_budget(config, device),
+        max_restarts=config.runtime.max_restarts,
+    )
+    return Plan(
+        config,
+        store,
+        base,
+        records,
+        listing,
+        source,
+        models,
+        device,
+        precision,
+        reasons,
+        fingerprint,
+        generation,
+        known,
+        todos,
+        recipe,
+    )
+
+
+def draft(plan: Plan, closed: list[Record]) -> Draft:
+    """What the run wants to publish, from its closed books."""
+    return Draft(
+        run_id=plan.recipe.run_id,
+        generation=plan.generation,
+        fingerprint=plan.fingerprint,
+        pins=plan.pins,
+        schema=encode_schema(plan.recipe.schema),
+        records=closed,
+        shards=frozenset(s.key for s in plan.listing.shards),
+        keep_removed=plan.config.output.removed == "keep",
+        base=plan.base.version if plan.base else 0,
+    )
+
+
+def _device(config: Config) -> tuple[Device, dict[str, str]]:
+    offered = None
+    if config.runtime.engine == "ray" and os.environ.get("RAY_ADDRESS"):
+        offered = engine_of(config).devices()
+    try:
+        device = choose(config.runtime.device, offered)
+    except ValueError as error:
+        raise ConfigError(str(error), field="runtime.device") from error
+    return device, {"device": device.reason}
+
+
+def _precision(config: Config, models: dict[str, Model], device: Device, base: Commit | None, reasons: dict[str, str]) -> str:
+    pinned = base.pins.get("precision") if base else None
+    if config.runtime.precision == "auto" and pinned:
+        reasons["precision"] = f"pinned by version {base.version if base else 0} of the table"
+        return str(pinned)
+    try:
+        resolved = {resolve_precision(config.runtime.precision, device.kind, m.layout.model_type) for m in models.values()}
+    except ValueError as error:
+        raise ConfigError(str(error), field="runtime.precision") from error
+    # One precision for the job: where families differ, the widest that all of them stand.
+    name, why = max(resolved, key=lambda r: ("bf16", "fp16", "fp32").index(r[0]))
+    reasons["precision"] = why
+    return name
+
+
+def _budget(config: Config, device: Device) -> int:
+    asked = config.runtime.tokens_per_pack
+    return default_token_budget(device.kind) if asked == "auto" else asked
+
+
+def _schema(config: Config, models: dict[str, Model], source: SourcePlan) -> pa.Schema:
+    first = next(iter(models.values())).view
+    own_counts = [
+        name
+        for name, m in models.items()
+        if (m.view.model, m.view.prompt, m.view.windowing) != (first.model, first.prompt, first.windowing)
+    ]
+    return sink.output_schema(source.keep, {name: m.head.type for name, m in models.items()}, own_counts)
+
+
+def _fingerprint(config: Config, models: dict[str, Model], precision: str, source: SourcePlan) -> dict[str, Any]:
+    """All that changes values; not paths, workers, packs or device."""
+    return {
+        "semantics": SEMANTICS,
+        "precision": precision,
+        "backend": config.runtime.backend,
+        "input": {"text": config.input.text, "id": config.input.id, "max_document": config.input.max_document},
+        "keep": {field.name: str(field.type) for field in source.keep},
+        "tasks": {
+            name: {
+                "head": config.tasks[name].head,
+                "settings": config.tasks[name].settings.model_dump(mode="json"),
+                "weights": m.repository.weights_fingerprint,
+                "tokenizer": m.repository.tokenizer_fingerprint,
+                "windows": asdict(m.view.windowing),
+            }
+            for name, m in models.items()
+        },
+    }
+
+
+def _check_limit(config: Config, base: Commit | None) -> None:
+    """A limited run mirrors its few rows: it may grow a table that a smaller limit made, but never shrink one."""
+    limit, held = config.input.limit, base.pins.get("limit") if base else None
+    if base and limit is not None and (held is None or held > limit):
+        raise ConfigError(
+            f"the table at output.path holds {'all rows' if held is None else f'the first {held} rows'}, and a run limited to {limit} would "
+            "shrink it; give another output.path to try a config",
+            field="input.limit",
+        )
+
+
+def _settled(base: Commit | None, records: list[Record], limit: int | None) -> dict[tuple[str, str], list[Span]]:
+    """The spans of shards that the table holds whole, by shard key and version: they are not opened again.
+
+    Shards that could not be read are opened again, and a limited run looks at every shard it counts."""
+    if base is None or limit is not None or base.pins.get("limit") is not None:
+        return {}
+    spans: dict[tuple[str, str], dict[tuple[Any, ...], Span]] = {}
+    for r in records:
+        span = Span(Shard(r.shard, "", r.version, 0), r.span_start, r.span_stop, r.piece_bytes)
+        spans.setdefault((r.shard, r.version), {})[r.span] = span
+    unreadable = {(r.shard, r.version) for r in records if "unreadable" in r.quarantined}
+    return {key: sorted(of.values(), key=lambda s: s.start) for key, of in spans.items() if key not in unreadable}
+
+
+def _read_recipe(config: Config, source: SourcePlan) -> ReadRecipe:
+    return ReadRecipe(
+        text=config.input.text,
+        id=config.input.id,
+        keep=source.keep,
+        max_document=config.input.max_document,
+        format=config.input.format,
+        storage_options=config.input.storage_options,
+    )
+
+
+def engine_of(config: Config) -> ModuleType:
+    """The module `pipeline.engines.<runtime.engine>`; imported late, since Ray is only needed by its own engine."""
+    return importlib.import_module(f"pipeline.engines.{config.runtime.engine}")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,38 @@
+"""The quarantine table: rows that could not be processed, each with its reason; never document text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import pyarrow as pa
+
+SCHEMA = pa.schema(
+    [
+        pa.field("_shard", pa.string(), nullable=False),
+        pa.field("_row", pa.int64()),
+        pa.field("id", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+    ]
+)
+
+
+class Entry(NamedTuple):
+    """One quarantined row. `row` is None where a whole piece could not be read."""
+
+    row: int | None
+    id: str | None
+    reason: str
+    detail: str
+
+
+def table(shard_key: str, entries: list[Entry]) -> pa.Table:
+    """Entries of one shard as rows of the quarantine table (`SCHEMA`)."""
+    columns = [[shard_key] * len(entries), *([getattr(e, name) for e in entries] for name in Entry._fields)]
+    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+def counts(entries: list[Entry]) -> dict[str, int]:
+    """Number of entries for each reason."""
+    return dict(Counter(e.reason for e in entries))

@@ -1,0 +1,167 @@
+"""Which shards the input has: files, directories and globs on any allowed store, each shard with its key and version."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from fsspec import AbstractFileSystem
+from fsspec.utils import glob_translate
+
+from pipeline.config import Input
+from pipeline.errors import ConfigError
+from pipeline.ledger.pieces import Shard
+from pipeline.source.storage import EXTRAS, filesystem, version_of
+from pipeline.urls import protocol
+
+Format = Literal["parquet", "jsonl"]
+Compression = Literal["gz", "zst"] | None
+_Found = Literal["named", "matched", "inside"]
+
+_FORMATS: dict[str, Format] = {"parquet": "parquet", "pq": "parquet", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl"}
+_COMPRESSIONS: dict[str, Compression] = {"gz": "gz", "zst": "zst"}
+_SUFFIX = re.compile(r"\.(?:(parquet|pq)|(jsonl|ndjson|json)(?:\.(?:gz|zst))?)$", re.IGNORECASE)
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the input's paths lead to."""
+
+    shards: tuple[Shard, ...]
+    """Sorted by key."""
+    ignored: int
+    """Files left out: names that start with `_` or `.` (or lie in such a folder), and unknown suffixes."""
+
+
+@dataclass(frozen=True)
+class _Root:
+    """One entry of `input.path`."""
+
+    fs: AbstractFileSystem
+    path: str
+    base: str
+    """Keys are relative to it: the directory, the file's folder, or what precedes the first wildcard."""
+    base_url: str
+    glob: re.Pattern[str] | None
+
+
+def list_shards(settings: Input, output_path: str) -> Listing:
+    """All shards of `settings.path`. Each call lists the store anew; nothing is cached.
+
+    ConfigError where nothing matches or the store cannot be listed (input.path), or the output lies inside (output.path)."""
+    roots = [_root(url, settings.storage_options) for url in settings.paths]
+    for root, url in zip(roots, settings.paths, strict=True):
+        _refuse_output_inside(root, url, output_path)
+    shards: dict[str, Shard] = {}
+    ignored: set[str] = set()
+    for root, url in zip(roots, settings.paths, strict=True):
+        for path, info, found in _files(root, url):
+            name = path[len(root.base) :].lstrip("/")
+            address = root.base_url + path[len(root.base) :]
+            if not _wanted(name, settings.format, found):
+                ignored.add(address)
+            elif address not in shards:
+                key = name if len(roots) == 1 else address
+                shards[address] = Shard(key, address, version_of(root.fs, path, info), int(info["size"]))
+    if not shards:
+        raise _no_match(settings, len(ignored))
+    return Listing(tuple(sorted(shards.values())), len(ignored - set(shards)))
+
+
+def _no_match(settings: Input, ignored: int) -> ConfigError:
+    kind = "Parquet or JSONL" if settings.format == "auto" else settings.format
+    left_out = f"; {ignored} files were left out (hidden, starting with '_', or with another suffix)" if ignored else ""
+    return ConfigError(
+        f"no {kind} file matches {', '.join(settings.paths)}{left_out}; looked for *.parquet, *.pq, *.jsonl, *.ndjson "
+        "and *.json, the last three also as .gz and .zst",
+        field="input.path",
+    )
+
+
+def format_of(url: str, forced: Literal["auto", "parquet", "jsonl"] = "auto") -> Format | None:
+    """What `url` is read as: `forced`, or what its suffix says; None for an unknown suffix."""
+    if forced != "auto":
+        return forced
+    match = _SUFFIX.search(url)
+    return _FORMATS[(match[1] or match[2]).lower()] if match else None
+
+
+def compression_of(url: str) -> Compression:
+    """By which suffix a JSONL file is compressed."""
+    suffix = url.rsplit(".", 1)[-1].lower()
+    return _COMPRESSIONS.get(suffix)
+
+
+def partitions(shard: Shard) -> dict[str, str | None]:
+    """Hive partition columns, from the folders `name=value` in the shard's path."""
+    pairs = (folder.partition("=") for folder in shard.url.split("/")[:-1] if "=" in folder)
+    return {unquote(name): None if value == _HIVE_NULL else unquote(value) for name, _, value in pairs}
+
+
+def _root(url: str, options: Mapping[str, Any]) -> _Root:
+    try:
+        fs, path = filesystem(url, options)
+        wild = re.search(r"[*?\[]", path)
+        glob = re.compile(glob_translate(path)) if wild and not fs.exists(path) else None
+        whole = glob is None and fs.isdir(path)
+    except ConfigError:
+        raise
+    except Exception as error:  # each store's library raises its own
+        raise _unlistable(url, error) from error
+    base = path if whole else path[: wild.start() if wild and glob else None].rpartition("/")[0]
+    if protocol(url) == "file":
+        return _Root(fs, path, base, base, glob)
+    # The URL may name an account that the stripped path lacks, so the base's URL is cut from the URL itself.
+    tail = path[len(base) :]
+    return _Root(fs, path, base, url.rstrip("/").removesuffix(tail), glob)
+
+
+def _files(root: _Root, url: str) -> Iterator[tuple[str, Mapping[str, Any], _Found]]:
+    """Path and info of each file, and how it was found: named by the config, matched by its wildcards, or inside a directory."""
+    try:
+        found = root.fs.glob(root.path, detail=True) if root.glob else {root.path: root.fs.info(root.path)}
+        for path, info in sorted(found.items()):
+            if info["type"] == "file":
+                yield path, info, "matched" if root.glob else "named"
+            elif info["type"] == "directory":
+                inside = root.fs.find(path, detail=True)
+                yield from ((p, i, "inside") for p, i in inside.items() if i["type"] == "file")
+    except FileNotFoundError:
+        return
+    except Exception as error:  # as above
+        raise _unlistable(url, error) from error
+
+
+def _wanted(name: str, forced: str, found: _Found) -> bool:
+    """Whether a file is a shard. One that the config names or matches may have any suffix where the format is forced."""
+    if found != "named" and any(part.startswith(("_", ".")) for part in name.split("/")):
+        return False
+    by_suffix = format_of(name)
+    if forced == "auto":
+        return by_suffix is not None
+    return by_suffix == forced or (by_suffix is None and found != "inside")
+
+
+def _refuse_output_inside(root: _Root, url: str, output_path: str) -> None:
+    """The output must not be input: neither the file, nor below the directory, nor among what the wildcards match."""
+    if EXTRAS.get(protocol(output_path)) != EXTRAS.get(protocol(url)):
+        return
+    output = root.fs._strip_protocol(output_path)
+    source = root.path
+    if protocol(url) == "file":
+        output, source = os.path.realpath(output), source if root.glob else os.path.realpath(source)
+    probe = f"{output}/data/generation/piece.parquet"
+    above = [probe[: m.start()] for m in re.finditer("/", probe)] + [probe]
+    if any(root.glob.match(path) if root.glob else path == source for path in above):
+        raise ConfigError(f"{output_path} lies inside the input {url}; give the output a place of its own", field="output.path")
+
+
+def _unlistable(url: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"cannot list {url}: {type(error).__name__}; check the path, the credentials and storage_options", field="input.path"
+    )

@@ -1,0 +1,119 @@
+"""Reading one span on a worker: pieces of documents in the pinned types, with a quarantine entry for each row that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from operators.schema import ID, ROW, TEXT, documents_schema
+from pipeline import quarantine
+from pipeline.ledger.pieces import Span, Todo
+from pipeline.quarantine import Entry
+from pipeline.source import parquet
+from pipeline.source.columns import ReadRecipe, to_documents
+from pipeline.source.jsonl import Chunk, cut_chunks, read_lines
+from pipeline.source.listing import format_of
+from pipeline.source.parsing import Parser, line_limit
+from pipeline.source.storage import Corrupt, check_unchanged
+
+__all__ = ["PieceRows", "ReadRecipe", "read_span"]
+
+MAX_TEXT = 2**30
+"""Bytes of text in one piece, at most; only shards made to decompress without end come near it."""
+
+
+@dataclass(frozen=True)
+class PieceRows:
+    """The rows of one piece, which runs from `start` to `stop` of its shard."""
+
+    span: Span
+    index: int
+    start: int
+    stop: int
+    last: bool
+    """No further piece follows in the span."""
+    rows_in: int
+    documents: pa.Table
+    """`operators.schema.documents_schema(keep)`, in input order."""
+    quarantine: pa.Table
+    """`pipeline.quarantine.SCHEMA`, in input order."""
+    filtered: int = 0
+
+
+def read_span(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
+    """The span's pieces in order, without those that are done.
+
+    Raises TidemillError where the shard is no longer the version that was listed; faults of the store pass through. Content
+    that cannot be decoded is a piece with one `unreadable` entry."""
+    span = todo.span
+    if span.unreadable is not None:
+        pieces: Iterable[PieceRows] = (
+            [] if 0 in todo.done else [_unreadable(span, recipe, 0, span.start, span.stop or 0, span.unreadable)]
+        )
+    else:
+        check_unchanged(span.shard, recipe.storage_options)
+        read = _read_parquet if format_of(span.shard.url, recipe.format) == "parquet" else _read_jsonl
+        pieces = read(todo, recipe)
+    yield from pieces
+
+
+def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
+    span = todo.span
+    assert span.stop is not None
+    if 0 in todo.done:
+        return
+    tables: list[pa.Table] = []
+    entries: list[Entry] = []
+    room = max(MAX_TEXT, 2 * span.piece_bytes)
+    try:
+        for raw in parquet.read_batches(span, recipe):
+            documents, bad = to_documents(raw, span.shard, recipe)
+            entries += bad
+            room -= pc.sum(pc.binary_length(documents[TEXT])).as_py() or 0
+            if room >= 0:
+                tables.append(documents)
+            else:
+                rows = zip(documents[ROW].to_pylist(), documents[ID].to_pylist(), strict=True)
+                entries += [
+                    Entry(row, id_, "too_large", f"the texts of its piece come to more than {MAX_TEXT} bytes")
+                    for row, id_ in rows
+                ]
+    except Corrupt as error:
+        yield _unreadable(span, recipe, 0, span.start, span.stop, str(error))
+        return
+    yield _piece(span, recipe, Chunk(0, span.start, span.stop, True, ()), tables, entries)
+
+
+def _read_jsonl(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
+    span = todo.span
+    parser = Parser(recipe, span.shard.key)
+    for chunk in cut_chunks(read_lines(span, line_limit(recipe.max_document), recipe.storage_options), span):
+        if chunk.index in todo.done:
+            continue
+        if chunk.torn is not None:
+            yield _unreadable(span, recipe, chunk.index, chunk.start, chunk.stop, chunk.torn)
+            continue
+        tables: list[pa.Table] = []
+        entries: list[Entry] = []
+        for lines in chunk.lines:
+            raws, bad = parser.parse(lines)
+            entries += bad
+            for raw in raws:
+                documents, bad = to_documents(raw, span.shard, recipe)
+                tables.append(documents)
+                entries += bad
+        yield _piece(span, recipe, chunk, tables, entries)
+
+
+def _piece(span: Span, recipe: ReadRecipe, chunk: Chunk, tables: list[pa.Table], entries: list[Entry]) -> PieceRows:
+    documents = pa.concat_tables([documents_schema(recipe.keep).empty_table(), *tables])
+    bad = quarantine.table(span.shard.key, sorted(entries, key=lambda e: -1 if e.row is None else e.row))
+    rows_in = documents.num_rows + bad.num_rows
+    return PieceRows(span, chunk.index, chunk.start, chunk.stop, chunk.last, rows_in, documents, bad)
+
+
+def _unreadable(span: Span, recipe: ReadRecipe, index: int, start: int, stop: int, why: str) -> PieceRows:
+    return _piece(span, recipe, Chunk(index, start, stop, True, ()), [], [Entry(None, None, "unreadable", why)])
