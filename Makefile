@@ -32,8 +32,9 @@ check: setup  ## Run all linters: ruff, mypy, import-linter, hadolint.
 	$(BIN)/lint-imports
 	$(BIN)/hadolint docker/Dockerfile.*
 
-bench: setup  ## Measure speed and memory on this machine.
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run
+bench: setup  ## Measure the memory of the two hardest inputs on this machine.
+	$(BIN)/python -m benchmarks.memory long-document
+	$(BIN)/python -m benchmarks.memory wide-row-group
 
 clean:  ## Remove the environment and everything built.
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import psutil
 import typer
@@ -120,7 +120,7 @@ def _storage(settings: Config) -> Check:
 
 
 def _plan(settings: Config) -> Check:
+    from pipeline.notes import describe
     from pipeline.planning import make_plan
 
-    plan: Any = make_plan(settings)
-    return Check("plan", True, "; ".join(plan.describe()))
+    return Check("plan", True, "; ".join(describe(make_plan(settings))))

@@ -45,7 +45,9 @@ class Progress:
 
     def planned(self, plan: Plan) -> None:
         """Say what is about to happen."""
-        for line in plan.describe():
+        from pipeline.notes import describe  # torch comes with it, and `tidemill --help` should not wait for that
+
+        for line in describe(plan):
             self._console.print(line, markup=False, highlight=False)
         self._started = self._logged = time.monotonic()
         total = sum(todo.span.weight for todo in plan.todos)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 from rich.panel import Panel
@@ -17,7 +19,8 @@ def command(config: ConfigPath, overrides: Overrides = None, json: Json = False)
     from pipeline.config import load
 
     settings = load(config, overrides)
-    with Progress(err) as progress:
+    # Ray reports deaths of workers on standard output, which belongs to the report.
+    with redirect_stdout(sys.stderr), Progress(err) as progress:
         report = flow.run(settings, progress)
     if json:
         print_json(report)

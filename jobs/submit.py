@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -80,7 +79,7 @@ def _submit(client: JobSubmissionClient, settings: Config, date: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         _bundle(Path(folder), plain)
         client.submit_job(
-            entrypoint=f"{Path(sys.executable).name} -m jobs run job.yaml --json",
+            entrypoint="python -m jobs run job.yaml --json",
             submission_id=submission,
             runtime_env={"working_dir": folder, "env_vars": _environment()},
             metadata={"name": settings.name, "date": date},

@@ -8,7 +8,7 @@ is bisected until the guilty document is alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +57,7 @@ class Head(Protocol):
         """float32 [S, P] on the device, for the S segments of the pack."""
         ...
 
-    def finish(self, scores: Floats, segments: Segments, tokens: Tokens) -> pa.Array[Any]:
+    def finish(self, scores: Floats, segments: Segments, tokens: Tokens) -> pa.Array:
         """One value for each document, in order; null where its scores are not finite. `scores` is float32 [S, P]."""
         ...
 
@@ -66,7 +66,7 @@ class Head(Protocol):
 class Encoded:
     """`values`: one for each document, null where it is in `failed` (document -> reason, detail)."""
 
-    values: pa.Array[Any]
+    values: pa.Array
     failed: dict[int, tuple[str, str]]
     statistics: dict[str, int]
     """segments and tokens (specials and overlaps included) encoded, packs, and times that memory ran out."""
@@ -131,14 +131,12 @@ class Encode:
             if problem == "oom":
                 work.out_of_memory += 1
                 self._free_memory()
-                if alone:
-                    work.failed[document] = (
-                        "oom",
-                        f"a window of {self._tokens(work, chosen)} tokens does not fit the device's memory",
-                    )
-                else:
-                    self.budget = max(1, min(self.budget, self._tokens(work, chosen)) // 2)
+                size = self._tokens(work, chosen)
+                if not alone:
+                    self.budget = max(1, min(self.budget, size) // 2)
                     todo = self._plan(work, np.concatenate([*todo, chosen]))
+                elif self._attempt(work, chosen) is not None:  # once more, now that memory was freed
+                    work.failed[document] = ("oom", f"a window of {size} tokens does not fit the device's memory")
             else:
                 self._probe()
                 if alone:

@@ -141,7 +141,9 @@ class Tokenizer:
         probes = ("a", "The", "1", "\u4e2d", "(")
         apart = all((self._ids(self._prompt + text)[: len(self._prompt_ids)] == self._prompt_ids).all() for text in probes)
         if self._prompt[-1:].isalnum() or not apart:
-            raise ValueError(f"prompt {self._prompt!r} would merge with the first word of a text; end it with a colon and a space")
+            raise ValueError(
+                f"prompt {self._prompt!r} would merge with the first word of a text; end it with a colon and a space"
+            )
         return Frame(np.concatenate([prefix, self._prompt_ids]), suffix, self._excluded(special_ids))
 
     def _excluded(self, special_ids: set[int]) -> int:

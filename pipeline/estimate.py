@@ -15,6 +15,7 @@ from operators.schema import TEXT
 from operators.segmentation import segment
 from operators.tokenization import Tokenizer
 from pipeline.ledger.pieces import Span, Todo
+from pipeline.notes import changes, notes, removed
 from pipeline.planning import Plan
 from pipeline.source.reading import read_span
 
@@ -28,7 +29,6 @@ _PIECE_OVERHEAD = 1 << 30
 def estimate(plan: Plan) -> dict[str, Any]:
     """The plan as plain data. Reads a few rows of up to eight shards, and the tokenizer; loads no weights."""
     source, listing = plan.source, plan.listing
-    removed = sorted({r.shard for r in plan.base_records} - {s.key for s in listing.shards})
     report: dict[str, Any] = {
         "input": ", ".join(plan.config.input.paths),
         "shards": len(listing.shards),
@@ -37,11 +37,11 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "piece_bytes": source.piece_bytes,
         "spans": len(source.spans),
         "spans_to_do": len(plan.todos),
-        "shards_that_left": len(removed),
+        "shards_that_left": len(removed(plan)),
         "rows": _rows(plan),
         "generation": plan.generation,
         "table_version": plan.base.version if plan.base else None,
-        "changes": plan.changes,
+        "changes": changes(plan),
         "device": f"{plan.device.kind} ({plan.reasons['device']})",
         "precision": f"{plan.precision} ({plan.reasons['precision']})",
         "tokens_per_pack": plan.recipe.tokens_per_pack,
@@ -52,7 +52,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "estimate": _tokens(plan),
         "worker_memory_bytes": 2 * plan.weights_bytes + _PIECE_OVERHEAD,
         "schema": [f"{f.name}: {f.type}" for f in plan.recipe.schema],
-        "notes": plan.notes,
+        "notes": notes(plan),
     }
     return report
 

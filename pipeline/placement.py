@@ -9,7 +9,7 @@ speed than stages of their own, which compete for the same cores.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 
@@ -41,9 +41,9 @@ class Placement:
     fused: bool
 
     @property
-    def ray_options(self) -> dict[str, object]:
+    def ray_options(self) -> dict[str, Any]:
         """Resource arguments of an encoder actor, for Ray."""
-        options: dict[str, object] = {"num_cpus": self.cpus_per_worker}
+        options: dict[str, Any] = {"num_cpus": self.cpus_per_worker}
         if self.kind == "cuda":
             options["num_gpus"] = self.devices_per_worker
         elif self.kind == "npu":

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import uuid
+from collections import Counter
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
@@ -77,46 +78,6 @@ class Plan:
         wish = Wish(runtime.workers, runtime.stages, self.weights_bytes, len(self.todos), pieces)
         placement: Placement = engine.placement(self.device.kind, wish)
         return placement
-
-    @property
-    def removed(self) -> list[str]:
-        """Shards in the table that left the input."""
-        return sorted({r.shard for r in self.base_records} - {s.key for s in self.listing.shards})
-
-    @property
-    def notes(self) -> list[str]:
-        """What a run would do beyond encoding, and what deserves a second look."""
-        notes = [note for m in self.models.values() for note in m.notes]
-        if self.listing.ignored:
-            notes.append(f"{self.listing.ignored} files were left out: hidden, starting with '_', or with an unknown suffix")
-        if self.base and self.changes:
-            notes.append(
-                f"another generation than version {self.base.version} of the table: all {self.base.totals['rows_in']} rows are encoded again ("
-                + "; ".join(self.changes)
-                + ")"
-            )
-        if self.removed:
-            drop = self.changes or self.config.output.removed == "drop"
-            fate = "leave the table (older versions keep them)" if drop else "stay in the table"
-            notes.append(f"{len(self.removed)} shards that left the input {fate}, for example {self.removed[0]}")
-        return notes
-
-    def describe(self) -> list[str]:
-        """The plan in a few lines, for people."""
-        source = self.source
-        lines = [
-            f"{len(self.listing.shards)} shards, {source.text_bytes / 2**20:.1f} MiB of text in {len(source.spans)} spans; {len(self.todos)} to do",
-            f"device {self.device.kind} ({self.reasons['device']}), precision {self.precision} ({self.reasons['precision']})",
-        ]
-        return [*lines, *self.notes]
-
-    @property
-    def changes(self) -> list[str]:
-        """What makes this generation another than the table's: lines `name: before -> now`."""
-        if self.base is None or self.base.generation == self.generation:
-            return []
-        before, now = _flatten(self.base.fingerprint), _flatten(self.fingerprint)
-        return [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
 
 
 def make_plan(config: Config) -> Plan:
@@ -258,8 +219,8 @@ def _check_limit(config: Config, base: Commit | None) -> None:
     limit, held = config.input.limit, base.pins.get("limit") if base else None
     if base and limit is not None and (held is None or held > limit):
         raise ConfigError(
-            f"the table at output.path holds {'all rows' if held is None else f'the first {held} rows'}, and a run limited to {limit} would "
-            "shrink it; give another output.path to try a config",
+            f"the table at output.path holds {'all rows' if held is None else f'the first {held} rows'}, and a run limited to "
+            f"{limit} would shrink it; give another output.path to try a config",
             field="input.limit",
         )
 
@@ -270,12 +231,15 @@ def _settled(base: Commit | None, records: list[Record], limit: int | None) -> d
     Shards that could not be read are opened again, and a limited run looks at every shard it counts."""
     if base is None or limit is not None or base.pins.get("limit") is not None:
         return {}
-    spans: dict[tuple[str, str], dict[tuple[Any, ...], Span]] = {}
+    weights: Counter[tuple[str, str, int, int | None, int]] = Counter()
     for r in records:
-        span = Span(Shard(r.shard, "", r.version, 0), r.span_start, r.span_stop, r.piece_bytes)
-        spans.setdefault((r.shard, r.version), {})[r.span] = span
+        weights[r.span] += int(r.statistics.get("text_bytes", 0))
     unreadable = {(r.shard, r.version) for r in records if "unreadable" in r.quarantined}
-    return {key: sorted(of.values(), key=lambda s: s.start) for key, of in spans.items() if key not in unreadable}
+    spans: dict[tuple[str, str], list[Span]] = {}
+    for (key, version, start, stop, piece_bytes), weight in sorted(weights.items(), key=lambda item: item[0][:3]):
+        if (key, version) not in unreadable:
+            spans.setdefault((key, version), []).append(Span(Shard(key, "", version, 0), start, stop, piece_bytes, weight=weight))
+    return spans
 
 
 def _read_recipe(config: Config, source: SourcePlan) -> ReadRecipe:
@@ -292,10 +256,3 @@ def _read_recipe(config: Config, source: SourcePlan) -> ReadRecipe:
 def engine_of(config: Config) -> ModuleType:
     """The module `pipeline.engines.<runtime.engine>`; imported late, since Ray is only needed by its own engine."""
     return importlib.import_module(f"pipeline.engines.{config.runtime.engine}")
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -10,8 +10,10 @@ import importlib
 import json
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from operators.tokenization import Tokenizer, Tokens
 from pipeline import batch as wire
 from pipeline import quarantine, sink
 from pipeline.batch import Batch
+from pipeline.errors import TidemillError
 from pipeline.ledger.pieces import Todo
 from pipeline.ledger.records import Record, from_json, read_record, to_json
 from pipeline.recipe import Recipe, TaskRecipe, View
@@ -82,8 +85,6 @@ class Stages:
 
     def load(self) -> None:
         """Load the models; only workers that encode do."""
-        if self._threads:
-            set_threads(self._threads)
         self._encoders = [_encoder(self._recipe, task, self._tokenizers[task.view]) for task in self._recipe.tasks]
 
     def read(self, todo: Todo) -> Iterator[Item]:
@@ -99,7 +100,7 @@ class Stages:
                 record = read_record(self._recipe.store, self._recipe.generation, batch.id)
                 yield Outcome(where, record) if record else batch
         except Exception as error:  # noqa: BLE001 -- a piece that fails is left without record and named at the end (exit 3)
-            yield Outcome(where, error=_first_line(error))
+            yield Outcome(where, error=_describe(error))
 
     def prepare(self, item: Item) -> Item:
         """Tokenize and measure windows: adds ids and counts, takes the text away, sets aside what is too long."""
@@ -125,7 +126,7 @@ class Stages:
         try:
             return stage(item)
         except Exception as error:  # noqa: BLE001 -- as in read
-            return Outcome(_where(item), error=_first_line(error))
+            return Outcome(_where(item), error=_describe(error))
 
     def _prepare(self, batch: Batch) -> Batch:
         texts = batch.documents[TEXT].combine_chunks()
@@ -139,11 +140,13 @@ class Stages:
             counts = {N_TOKENS: np.diff(tokens.bounds), N_SEGMENTS: segments.n_segments}
             documents = _append(documents, {_count(i, k): pa.array(v, pa.int32()) for k, v in counts.items()})
             documents = _append(documents, {_count(i, TRUNCATED): pa.array(segments.truncated)})
+        text_bytes = pc.sum(pc.binary_length(texts)).as_py() or 0
+        batch = replace(batch, documents=documents, statistics={**batch.statistics, "text_bytes": text_bytes})
         reasons = {
             int(row): ("too_long", "more tokens than one window holds, and segments.policy is error")
             for row in np.flatnonzero(too_long)
         }
-        return _set_aside(replace(batch, documents=documents), reasons)
+        return _set_aside(batch, reasons)
 
     def _encode(self, batch: Batch) -> Batch:
         if self._encoders is None:
@@ -154,6 +157,8 @@ class Stages:
         started = time.perf_counter()
         with self._one_at_a_time:
             waited = time.perf_counter()
+            if self._threads:
+                set_threads(self._threads)  # here, since OpenMP keeps the number for each calling thread
             for task, encoder in zip(self._recipe.tasks, self._encoders, strict=True):
                 encoded = encoder(_view_tokens(documents, task.view))
                 documents = _append(documents, {task.name: encoded.values})
@@ -254,6 +259,9 @@ def _where(batch: Batch) -> str:
     return f"{batch.span.shard.key} from {batch.start} to {batch.stop}"
 
 
-def _first_line(error: Exception) -> str:
-    """Class and first line: whole messages of third-party libraries may quote what they were given."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+def _describe(error: Exception) -> str:
+    """What went wrong and where; the message only of errors that cannot quote a document."""
+    if isinstance(error, (TidemillError, OSError)):
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.name} ({Path(frame.filename).name}:{frame.lineno})"

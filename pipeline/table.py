@@ -14,11 +14,11 @@ from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from operators.schema import ID
 from pipeline import quarantine
-from pipeline.urls import check_url
 from pipeline.errors import ConfigError
 from pipeline.ledger.publish import Commit, commit_schema, head, manifest_records, read_commit
 from pipeline.ledger.records import Record
 from pipeline.ledger.store import FsspecStore, Store, open_store
+from pipeline.urls import check_url
 
 _READERS = 16
 

@@ -6,7 +6,7 @@ A document that fits one window gets the vector that sentence-transformers' `enc
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +79,7 @@ class Head:
         excluded = 0 if self._layout.include_prompt else pack.prompt_length
         return pool(hidden_TH, pack, self._layout.pooling, excluded)
 
-    def finish(self, scores: Floats, segments: Segments, tokens: Tokens) -> pa.Array[Any]:
+    def finish(self, scores: Floats, segments: Segments, tokens: Tokens) -> pa.Array:
         """One vector for each document, or a list of its segments' vectors; null where one is not finite."""
         if self._config.aggregate != "none":
             vectors = self._vectors(_AGGREGATES[self._config.aggregate](scores, segments))
@@ -104,7 +104,7 @@ class Head:
         vectors: Floats = x.to(getattr(torch, self._config.dtype)).cpu().numpy()
         return vectors
 
-    def _array(self, vectors: Floats, valid: Flags) -> pa.Array[Any]:
+    def _array(self, vectors: Floats, valid: Flags) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self._dim, mask=pa.array(~valid))
 
 
@@ -113,6 +113,7 @@ def pool(hidden_TH: Tensor, pack: Pack, modes: tuple[str, ...], excluded: int) -
 
     Sums are kept in float32 also where the encoder runs in half precision. Unlike there, the results are not cast back.
     """
+    hidden_TH = hidden_TH.float()
     device = hidden_TH.device
     lengths = torch.from_numpy(pack.lengths).to(device).long()
     cu_seqlens = torch.from_numpy(pack.cu_seqlens).to(device).long()
@@ -123,16 +124,16 @@ def pool(hidden_TH: Tensor, pack: Pack, modes: tuple[str, ...], excluded: int) -
     for mode in modes:
         if mode == "cls":
             # A window without suffix may hold the prompt alone; its first token then stands.
-            results.append(hidden_TH[cu_seqlens[:-1] + excluded * (lengths > excluded)].float())
+            results.append(hidden_TH[cu_seqlens[:-1] + excluded * (lengths > excluded)])
         elif mode == "lasttoken":
-            results.append(hidden_TH[cu_seqlens[1:] - 1].float())
+            results.append(hidden_TH[cu_seqlens[1:] - 1])
         elif mode == "max":
             lowest = torch.full((len(lengths), hidden_TH.shape[1]), -torch.inf, device=device)
-            values = hidden_TH.float().masked_fill(~taken[:, None], -torch.inf)
+            values = hidden_TH.masked_fill(~taken[:, None], -torch.inf)
             results.append(lowest.scatter_reduce_(0, window[:, None].expand_as(values), values, "amax"))
         else:
             weights = (taken * (position + 1) if mode == "weightedmean" else taken).float()
-            sums = _sum(hidden_TH.float() * weights[:, None], window, len(lengths))
+            sums = _sum(hidden_TH * weights[:, None], window, len(lengths))
             total = _sum(weights[:, None], window, len(lengths)).clamp(min=1e-9)
             results.append(sums / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total))
     return torch.cat(results, dim=-1)
@@ -171,7 +172,7 @@ def _finite(vectors: Floats) -> Flags:
     return finite
 
 
-def _spans(segments: Segments, tokens: Tokens) -> tuple[pa.Array[Any], pa.Array[Any]]:
+def _spans(segments: Segments, tokens: Tokens) -> tuple[pa.Array, pa.Array]:
     """Start and end of each segment in code points; 0 and 0 for a document of no tokens."""
     if tokens.spans is None:
         raise ValueError("aggregate: none needs tokens with spans")

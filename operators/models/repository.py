@@ -11,11 +11,12 @@ import importlib.util
 import json
 import os
 import re
-import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import fsspec
 from huggingface_hub import snapshot_download
@@ -132,9 +133,9 @@ def _fetch(url: str) -> Path:
         return Path(root)
     try:
         listed = fs.find(root, detail=True)
-    except OSError as error:
+    except Exception as error:  # every store's library has errors of its own
         raise ValueError(
-            f"cannot list {url!r} ({type(error).__name__}); check the address and the credentials in the environment"
+            f"cannot list {url!r} ({type(error).__name__}); check the address, and the credentials in the environment"
         ) from error
     files = {
         name[len(root) :].lstrip("/"): info for name, info in listed.items() if any(PurePosixPath(name).match(p) for p in _FILES)
@@ -146,22 +147,23 @@ def _fetch(url: str) -> Path:
     )
     target = _cache() / "models" / _hash(url, versions)
     if not target.is_dir():
-        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
-        for name in files:
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(f"{root.rstrip('/')}/{name}", str(partial / name))
-        _settle(partial, target)
+        _download(fs, root, list(files), target)
     return target
 
 
-def _settle(partial: Path, target: Path) -> None:
-    """Give a finished download its name; where another process was first, its copy stands."""
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(partial)
+def _download(fs: Any, root: str, names: list[str], target: Path) -> None:
+    """Copy the files to `target`, which appears whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        partial = Path(folder) / "model"
+        for name in names:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(f"{root.rstrip('/')}/{name}", str(partial / name))
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first, and its copy stands
+                raise
 
 
 def _weights(path: Path) -> list[Path]:

@@ -101,17 +101,21 @@ def start() -> None:
 
 def devices() -> dict[str, int]:
     """Devices of the cluster by kind."""
-    start()
-    total = ray.cluster_resources()
+    total = _total()
     return {kind: int(total.get(name, 0)) for kind, name in _RAY_DEVICE.items()}
 
 
 def placement(kind: str, wish: Wish) -> Placement:
     """Workers over the whole cluster."""
-    start()
-    total = ray.cluster_resources()
+    total = _total()
     has = Resources(total.get("CPU", 1.0), total.get(_RAY_DEVICE[kind], 0.0), int(total.get("memory", 0.0)))
     return place(kind, has, wish)
+
+
+def _total() -> dict[str, float]:
+    start()
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
 
 
 def execute(recipe: Recipe, placed: Placement, todos: list[Todo], stop: Stop) -> Iterator[Outcome]:
@@ -166,8 +170,12 @@ def _flow(tickets: Dataset, recipe: Recipe, placed: Placement) -> Dataset:
     """read -> prepare -> encode -> write, in one actor or as stages of their own."""
     if placed.fused:
         return _encoders(tickets, FusedWorker, recipe, placed)
-    prepared = tickets.map_batches(read_and_prepare, **_task(recipe, placed))
-    return _encoders(prepared, EncodeWorker, recipe, placed).map_batches(write, **_task(recipe, placed))
+    # Ray's annotation knows no functions with arguments of their own.
+    read_stage: Any = read_and_prepare
+    write_stage: Any = write
+    task: dict[str, Any] = {"fn_args": (recipe,), "batch_size": None, "batch_format": "pyarrow", "num_cpus": placed.cpus_per_task}
+    prepared = tickets.map_batches(read_stage, **task)
+    return _encoders(prepared, EncodeWorker, recipe, placed).map_batches(write_stage, **task)
 
 
 def _encoders(dataset: Dataset, worker: Callable[..., Any], recipe: Recipe, placed: Placement) -> Dataset:
@@ -188,15 +196,6 @@ def _encoders(dataset: Dataset, worker: Callable[..., Any], recipe: Recipe, plac
         **placed.ray_options,
     )
     return encoded
-
-
-def _task(recipe: Recipe, placed: Placement) -> dict[str, Any]:
-    return {
-        "fn_args": (recipe,),
-        "batch_size": None,
-        "batch_format": "pyarrow",
-        "num_cpus": placed.cpus_per_task,
-    }
 
 
 def _consume(dataset: Dataset, results: queue.Queue[pa.Table | BaseException | None]) -> None:

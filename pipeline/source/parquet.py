@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,8 @@ _BATCH_ROWS = 1024
 _BATCH_BYTES = 256 * 2**20
 """What the texts of one batch may come to in the worst case, as far as `_LEAST_ROWS` allows."""
 _LEAST_ROWS = 16
+_PARKED = 4
+"""Readers kept open in one process, at most."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def cut_spans(shard: Shard, groups: Iterable[tuple[int, int]], piece_bytes: int)
             rows = size = 0
         if slices > 1:
             bounds = [group_rows * i // slices for i in range(slices + 1)]
-            ranges += [(b - a, group_bytes * (b - a) // group_rows) for a, b in pairwise(bounds)]
+            # Equal weights: an order by weight keeps the slices in theirs, and one reader serves them all (see _Cursor).
+            ranges += [(b - a, group_bytes // slices) for a, b in pairwise(bounds)]
         else:
             rows, size = rows + group_rows, size + group_bytes
     if rows or not ranges:
@@ -70,40 +74,106 @@ def cut_spans(shard: Shard, groups: Iterable[tuple[int, int]], piece_bytes: int)
 
 def read_batches(span: Span, recipe: ReadRecipe) -> Iterator[Raw]:
     """The span's rows in order, in batches of bounded memory. Raises Corrupt where they cannot be decoded."""
-    with open_shard(span.shard, recipe.storage_options, sequential=False) as file, decoding():
-        parquet = _open(file)
-        columns = [name for name in recipe.columns if name in parquet.schema_arrow.names]
-        row = span.start
-        for batch in _batches(parquet, span, columns):
-            yield Raw(np.arange(row, row + batch.num_rows), {name: batch.column(name) for name in columns})
-            row += batch.num_rows
-        if row != span.stop:
-            raise Corrupt(f"rows {row} to {span.stop} are missing")
+    cursor = _take_cursor(span, recipe)
+    try:
+        with decoding():
+            yield from cursor.rows(span)
+    except BaseException:
+        cursor.close()
+        raise
+    _park(cursor)
 
 
-def _batches(parquet: pq.ParquetFile, span: Span, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The span's rows of `columns`; what stands before them in their row group is decoded and dropped."""
-    assert span.stop is not None
-    metadata = parquet.metadata
-    starts = np.cumsum([0, *(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))])
-    groups = [i for i in range(metadata.num_row_groups) if starts[i] < span.stop and starts[i + 1] > span.start]
-    left = span.stop - span.start
-    if not groups:
+class _Cursor:
+    """An open reader of the row groups that hold a span.
+
+    Parquet cannot be entered in the middle of a row group: what stands before a slice has to be decoded and dropped. So a
+    reader is parked where a slice ended, and the next slice of the same row group that this process reads goes on there."""
+
+    def __init__(self, span: Span, recipe: ReadRecipe) -> None:
+        self.key = _key(span, recipe)
+        self._file = open_shard(span.shard, recipe.storage_options, sequential=False)
+        self._rest: pa.RecordBatch | None = None
+        try:
+            with decoding():
+                self._start(_open(self._file), span, recipe)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _start(self, parquet: pq.ParquetFile, span: Span, recipe: ReadRecipe) -> None:
+        metadata = parquet.metadata
+        starts = np.cumsum([0, *(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))]).tolist()
+        groups = [i for i, (a, b) in enumerate(pairwise(starts)) if a < _stop(span) and b > span.start]
+        self._columns = [name for name in recipe.columns if name in parquet.schema_arrow.names]
+        self.row = starts[groups[0]] if groups else span.start
+        """The next row."""
+        self.end = starts[groups[-1] + 1] if groups else span.start
+        """Where the row groups end."""
+        if self._columns:
+            size = _batch_rows(metadata, groups, self._columns)
+            self._batches = parquet.iter_batches(size, row_groups=groups, columns=self._columns, use_threads=False)
+        else:
+            self._batches = iter(
+                [pa.RecordBatch.from_arrays([pa.nulls(self.end - self.row)], ["rows without any wanted column"])]
+            )
+
+    def rows(self, span: Span) -> Iterator[Raw]:
+        """The rows of `span`, none of which has been read."""
+        stop = _stop(span)
+        while self.row < stop:
+            batch = self._rest if self._rest is not None else next(self._batches, None)
+            if batch is None:
+                raise Corrupt(f"rows {self.row} to {stop} are missing")
+            n_rows = min(batch.num_rows, (span.start if self.row < span.start else stop) - self.row)
+            self._rest = batch.slice(n_rows) if n_rows < batch.num_rows else None
+            start, self.row = self.row, self.row + n_rows
+            if start >= span.start:
+                part = batch.slice(0, n_rows)
+                yield Raw(np.arange(start, self.row), {name: part.column(name) for name in self._columns})
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+_parked: dict[object, _Cursor] = {}
+_parking = threading.Lock()
+
+
+def _key(span: Span, recipe: ReadRecipe) -> object:
+    return (span.shard, recipe.columns)
+
+
+def _stop(span: Span) -> int:
+    assert span.stop is not None  # the footer told it
+    return span.stop
+
+
+def _take_cursor(span: Span, recipe: ReadRecipe) -> _Cursor:
+    """The reader parked in this span's row group at or before its start, or a new one."""
+    with _parking:
+        cursor = _parked.pop(_key(span, recipe), None)
+    if cursor is not None:
+        if cursor.row <= span.start and _stop(span) <= cursor.end:
+            return cursor
+        cursor.close()
+    return _Cursor(span, recipe)
+
+
+def _park(cursor: _Cursor) -> None:
+    """Keep the reader if rows are left in its row groups; the oldest one gives way."""
+    if cursor.row >= cursor.end:
+        cursor.close()
         return
-    if not columns:
-        yield pa.RecordBatch.from_arrays([pa.nulls(left)], ["nothing"])
-        return
-    skip = span.start - int(starts[groups[0]])
-    for batch in parquet.iter_batches(
-        _batch_rows(metadata, groups, columns), row_groups=groups, columns=columns, use_threads=False
-    ):
-        part = batch.slice(skip, left)
-        skip = max(0, skip - batch.num_rows)
-        left -= part.num_rows
-        if part.num_rows:
-            yield part
-        if not left:
-            return
+    with _parking:
+        leaving = [_parked.pop(cursor.key, None)]
+        _parked[cursor.key] = cursor
+        if len(_parked) > _PARKED:
+            leaving.append(_parked.pop(next(iter(_parked))))
+    for other in leaving:
+        if other is not None:
+            other.close()
 
 
 def _batch_rows(metadata: pq.FileMetaData, groups: list[int], columns: list[str]) -> int:

@@ -62,7 +62,7 @@ def read_span(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
 
 def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
     span = todo.span
-    assert span.stop is not None
+    stop = span.start if span.stop is None else span.stop
     if 0 in todo.done:
         return
     tables: list[pa.Table] = []
@@ -82,9 +82,9 @@ def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
                     for row, id_ in rows
                 ]
     except Corrupt as error:
-        yield _unreadable(span, recipe, 0, span.start, span.stop, str(error))
+        yield _unreadable(span, recipe, 0, span.start, stop, str(error))
         return
-    yield _piece(span, recipe, Chunk(0, span.start, span.stop, True, ()), tables, entries)
+    yield _piece(span, recipe, Chunk(0, span.start, stop, True, ()), tables, entries)
 
 
 def _read_jsonl(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:

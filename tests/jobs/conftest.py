@@ -20,10 +20,10 @@ import yaml
 from tests.tiny import tiny_sentence_transformer
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = (
-    "river mountain quiet engine letter window garden silver morning answer bridge copper thunder meadow "
-    "lantern harbor winter story pepper candle"
-).split()
+WORDS = [
+    "river", "mountain", "quiet", "engine", "letter", "window", "garden", "silver", "morning", "answer",
+    "bridge", "copper", "thunder", "meadow", "lantern", "harbor", "winter", "story", "pepper", "candle",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

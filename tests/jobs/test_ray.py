@@ -20,6 +20,7 @@ import fsspec
 import numpy as np
 import psutil
 import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline import open_output
 from tests.jobs.conftest import ROOT, write_corpus
@@ -92,7 +93,7 @@ def _wait_for_records(process: subprocess.Popen[bytes], out: Path, count: int) -
 def test_kill_of_the_driver_loses_nothing_and_encodes_no_recorded_piece_again(
     tmp_path: Path, job: Job, tidemill: Tidemill
 ) -> None:
-    rows = write_corpus(tmp_path / "in", shards=24, rows=300)
+    rows = write_corpus(tmp_path / "in", shards=24, rows=120)
     config, out = job(runtime={"engine": "ray"}), tmp_path / "out"
     process = _start(config)
     _wait_for_records(process, out, 3)
@@ -110,7 +111,7 @@ def test_kill_of_the_driver_loses_nothing_and_encodes_no_recorded_piece_again(
 
 
 def test_kill_of_an_encoder_costs_a_restart_and_not_the_job(tmp_path: Path, job: Job) -> None:
-    rows = write_corpus(tmp_path / "in", shards=24, rows=300)
+    rows = write_corpus(tmp_path / "in", shards=24, rows=120)
     config, out = job(runtime={"engine": "ray"}), tmp_path / "out"
     process = _start(config)
     _wait_for_records(process, out, 2)
@@ -122,8 +123,21 @@ def test_kill_of_an_encoder_costs_a_restart_and_not_the_job(tmp_path: Path, job:
     assert json.loads(stdout)["books"]["rows_out"] == rows == len(by_id(out))
 
 
+def test_restarts_are_bounded(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
+    rows = write_corpus(tmp_path / "in", shards=24, rows=120)
+    config, out = job(runtime={"engine": "ray", "workers": 1}), tmp_path / "out"
+    process = _start(config, "runtime.max_restarts=0")
+    _wait_for_records(process, out, 2)
+    [w.kill() for w in psutil.Process(process.pid).children(recursive=True) if "MapWorker" in " ".join(w.cmdline())]
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 3, stderr[-3000:]
+    assert json.loads(stdout)["exit_code"] == 3
+    assert not (out / "_commits").exists()
+    assert report(tidemill("run", config, "runtime.engine=local", "--json"))["books"]["rows_out"] == rows
+
+
 def test_sigterm_records_what_is_in_flight_and_exits_143(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
-    rows = write_corpus(tmp_path / "in", shards=24, rows=300)
+    rows = write_corpus(tmp_path / "in", shards=24, rows=120)
     config, out = job(runtime={"engine": "ray"}), tmp_path / "out"
     process = _start(config)
     _wait_for_records(process, out, 2)
@@ -188,11 +202,19 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     port, dashboard = _free_port(), _free_port()
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "HF_HUB_OFFLINE": "1"}
     env.pop("RAY_ADDRESS", None)
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     # Ray's sockets live below its folder and their paths are limited to 107 bytes.
     folder = Path("/tmp") / f"tm{os.getpid()}"
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
-               "--num-cpus=2", "--object-store-memory=300000000", f"--temp-dir={folder}", "--disable-usage-stats",
-               "--include-dashboard=true"]  # fmt: skip
+    options = {
+        "port": port,
+        "dashboard-port": dashboard,
+        "num-cpus": 2,
+        "object-store-memory": 300_000_000,
+        "temp-dir": folder,
+        "include-dashboard": "true",
+    }
+    ray = str(Path(sys.executable).parent / "ray")
+    command = [ray, "start", "--head", "--block", "--disable-usage-stats", *(f"--{k}={v}" for k, v in options.items())]
     log = (tmp_path_factory.mktemp("head") / "log").open("w+")
     process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
@@ -236,6 +258,27 @@ def test_submit_ends_with_the_jobs_own_code(tmp_path: Path, job: Job, tidemill: 
     assert failed.returncode == 2, failed.stderr[-2000:]
     assert json.loads(failed.stdout)["status"] == "FAILED"
     assert "input.path" in failed.stderr
+
+
+def test_a_stopped_job_ends_with_143_and_is_taken_up_again(
+    tmp_path: Path, job: Job, tidemill: Tidemill, head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, head.env[name])
+    rows = write_corpus(tmp_path / "in", shards=24, rows=120)
+    config, out = job(runtime={"engine": "ray"}), tmp_path / "out"
+    command = [sys.executable, "-m", "jobs", "submit", str(config), "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, env=head.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _wait_for_records(process, out, 2)
+    client = JobSubmissionClient(head.address)
+    (submission,) = [j.submission_id for j in client.list_jobs() if j.status == JobStatus.RUNNING]
+    client.stop_job(submission)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143, stderr[-3000:]
+    assert json.loads(stdout)["submission_id"] == submission
+    again = report(tidemill("submit", config, "--json", env=head.env))
+    assert again["submission_id"] == submission.removesuffix("-1") + "-2"
+    assert len(by_id(out)) == rows
 
 
 def test_submit_without_the_token_is_refused(tmp_path: Path, job: Job, tidemill: Tidemill, head: Head) -> None:

@@ -100,7 +100,8 @@ def by_hand(document: str, tokenizer: Any, model: Any) -> Vectors:
         holders = [i for i in range(count) if starts[i] <= token < starts[i] + lengths[i]]
         # Farther from an edge; the document's own ends are no edges, and a tie goes to the earlier window.
         depth = {
-            i: min(token - starts[i] if i else math.inf, starts[i] + lengths[i] - 1 - token if i < count - 1 else math.inf) for i in holders
+            i: min(token - starts[i] if i else math.inf, starts[i] + lengths[i] - 1 - token if i < count - 1 else math.inf)
+            for i in holders
         }
         owned[max(holders, key=lambda i: (depth[i], -i))] += 1
     parts = []

@@ -226,3 +226,42 @@ def test_doctor_checks_storage_and_plan(tmp_path: Path, job: Job, tidemill: Tide
     bad = tidemill("doctor", job(output={"path": str(tmp_path / "out")}), "input.path=/no/such/folder", "--json")
     assert bad.returncode == 1
     assert not json.loads(bad.stdout)["ok"]
+
+
+def test_duplicate_ids_are_allowed_and_counted_over_the_whole_table(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"doc": ["a", "b", "a", None], "text": ["x"] * 4}), folder / "one.parquet")
+    pq.write_table(pa.table({"doc": ["b", "c"], "text": ["y"] * 2}), folder / "two.parquet")
+    done = report(tidemill("run", job(input={"keep": []}), "--json"))
+    assert done["duplicate_ids"] == 2
+    ids = open_output(str(tmp_path / "out")).to_table()["id"].to_pylist()
+    assert sorted(ids) == ["a", "a", "b", "b", "c", "one.parquet#3"]
+
+
+def test_two_tasks_with_other_windows_count_for_themselves(
+    tmp_path: Path, job: Job, tidemill: Tidemill, tiny_model: Path
+) -> None:
+    write_corpus(tmp_path / "in", shards=1)
+    task = {"head": "embedding", "model": str(tiny_model)}
+    tasks = {
+        "vector": task,
+        "start": {**task, "segments": {"policy": "truncate"}, "dtype": "float16"},
+        "windows": {**task, "aggregate": "none"},
+    }
+    report(tidemill("run", job(tasks=tasks), "--json"))
+    table = open_output(str(tmp_path / "out")).to_table()
+    assert {"start_n_tokens", "start_n_segments", "start_truncated"} <= set(table.column_names)
+    assert "windows_n_tokens" not in table.column_names
+    assert set(table["start_n_segments"].to_pylist()) == {1}
+    assert any(table["start_truncated"].to_pylist())
+    assert str(table.schema.field("start").type).startswith("fixed_size_list<item: halffloat>")
+    lengths = [len(w) for w in table["windows"].to_pylist()]
+    assert lengths == table["n_segments"].to_pylist()
+
+
+def test_policy_error_sets_long_documents_aside(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
+    rows = write_corpus(tmp_path / "in", shards=1)
+    books = report(tidemill("run", job(segments={"policy": "error"}), "--json"))["books"]
+    assert books["quarantined"]["too_long"] > 0
+    assert books["rows_out"] + books["quarantined"]["too_long"] == rows

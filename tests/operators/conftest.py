@@ -23,6 +23,12 @@ from tests.tiny import tiny_sentence_transformer
 MakeModel = Callable[..., Path]
 
 
+def stacked(values: Any) -> npt.NDArray[np.float32]:
+    """A fixed-size list array without nulls as [D, dim]."""
+    flat: npt.NDArray[np.float32] = values.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(values), values.type.list_size)
+
+
 @dataclass
 class Embedder:
     """An embedding model put together as a worker does it."""
@@ -44,8 +50,7 @@ class Embedder:
         """float32 [D, dim]; no document may fail."""
         encoded = self.run(texts)
         assert not encoded.failed
-        values: npt.NDArray[np.float32] = np.stack(encoded.values.to_numpy(zero_copy_only=False))
-        return values
+        return stacked(encoded.values)
 
 
 @pytest.fixture(scope="session")

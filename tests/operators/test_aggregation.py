@@ -16,12 +16,13 @@ from operators.segmentation import Windowing, segment
 
 def _loop(vectors: npt.NDArray[np.float32], weights: npt.NDArray[np.int64], kind: str) -> npt.NDArray[np.float64]:
     if kind == "mean":
-        total = sum(w * v.astype(np.float64) for w, v in zip(weights, vectors, strict=True))
-        return np.asarray(total / weights.sum() if len(vectors) > 1 else vectors[0])
-    return vectors.max(axis=0) if kind == "max" else vectors[0]
+        return np.average(vectors, axis=0, weights=np.maximum(weights, 1))
+    return np.asarray(vectors.max(axis=0) if kind == "max" else vectors[0], np.float64)
 
 
-@pytest.mark.parametrize(("kind", "function"), [("mean", aggregation.mean), ("max", aggregation.maximum), ("first", aggregation.first)])
+@pytest.mark.parametrize(
+    ("kind", "function"), [("mean", aggregation.mean), ("max", aggregation.maximum), ("first", aggregation.first)]
+)
 @given(lengths=st.lists(st.integers(0, 80), max_size=12), policy=st.sampled_from(["window", "error"]), seed=st.integers(0, 9))
 def test_like_a_loop(kind: str, function: aggregation.Aggregate, lengths: list[int], policy: str, seed: int) -> None:
     segments = segment(np.array(lengths, np.int64), Windowing(10, 3, policy))  # type: ignore[arg-type]

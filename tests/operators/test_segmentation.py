@@ -123,7 +123,9 @@ def test_auto_overlap(capacity: int, overlap: int) -> None:
     assert resolve_overlap("auto", capacity) == overlap
 
 
-@pytest.mark.parametrize(("overlap", "capacity", "numbers"), [(6, 10, r"6 .* 10 .* 0 to 5"), (-1, 10, "-1"), (0, 0, "not 0"), ("auto", -3, "not -3")])
+@pytest.mark.parametrize(
+    ("overlap", "capacity", "numbers"), [(6, 10, r"6 .* 10 .* 0 to 5"), (-1, 10, "-1"), (0, 0, "not 0"), ("auto", -3, "not -3")]
+)
 def test_overlap_that_does_not_fit_names_the_numbers(overlap: int, capacity: int, numbers: str) -> None:
     with pytest.raises(ValueError, match=numbers):
         resolve_overlap(overlap, capacity)

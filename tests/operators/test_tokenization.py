@@ -22,7 +22,14 @@ from tests.tiny import WORDS
 KINDS = ("bert", "roberta", "xlm-roberta")
 """One for each kind of tokenizer: WordPiece, byte-level BPE, Unigram."""
 
-TEXTS = ["", "the river", " the  River\n\tbank ", "na\u00efve \u4eba\u5929 zebra", "a [SEP] b </s> c <mask>", "\U0001f600 x\u0301y"]
+TEXTS = [
+    "",
+    "the river",
+    " the  River\n\tbank ",
+    "na\u00efve \u4eba\u5929 zebra",
+    "a [SEP] b </s> c <mask>",
+    "\U0001f600 x\u0301y",
+]
 
 
 def _tokenize(tokenizer: Tokenizer, texts: list[str], offsets: bool = False) -> Tokens:
@@ -81,7 +88,10 @@ def test_spans_slice_the_text(directory: Path, prompt: str) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(
-    text=st.lists(st.sampled_from([*WORDS[:20], " ", "\n", "  ", ". ", ", ", "\u4e2d\u6587", "<mask>", "[SEP]", "\u0301", "Zx"]), max_size=40).map("".join),
+    text=st.lists(
+        st.sampled_from([*WORDS[:20], " ", "\n", "  ", ". ", ", ", "\u4e2d\u6587", "<mask>", "[SEP]", "\u0301", "Zx"]),
+        max_size=40,
+    ).map("".join),
     prompt=st.sampled_from(["", "query: "]),
     offsets=st.booleans(),
 )
@@ -104,7 +114,10 @@ def test_long_documents_are_taken_in_parts(directory: Path, monkeypatch: pytest.
     monkeypatch.setattr(tokenization, "_PART_CHARACTERS", 100)
     monkeypatch.setattr(tokenization, "_BATCH_CHARACTERS", 300)
     tokenizer = Tokenizer(directory)
-    sizes = [[len(part.text) for part in batch] for batch in tokenizer._batches(pa.array(["the river " * 500, "a", "b"], pa.large_string()))]
+    sizes = [
+        [len(part.text) for part in batch]
+        for batch in tokenizer._batches(pa.array(["the river " * 500, "a", "b"], pa.large_string()))
+    ]
     assert max(size for batch in sizes for size in batch) <= 110
     assert max(sum(batch) for batch in sizes) <= 410
     assert sum(map(sum, sizes)) == 5002

@@ -34,9 +34,18 @@ def test_both_dialects_say_the_same(dialect: str, make_model: MakeModel) -> None
     layout = read_layout(path)
     assert layout.transformer_dir == path
     assert layout.pooling == ("cls", "max", "lasttoken")
-    assert layout.modules == (Dense(path / "2_Dense", 96, 8, bias=True, activation="Tanh"), LayerNorm(path / "3_LayerNorm", 8), Normalize())
+    assert layout.modules == (
+        Dense(path / "2_Dense", 96, 8, bias=True, activation="Tanh"),
+        LayerNorm(path / "3_LayerNorm", 8),
+        Normalize(),
+    )
     assert (layout.pooled_size, layout.dimension, layout.normalizes) == (96, 8, True)
-    assert (layout.include_prompt, layout.do_lower_case, layout.prompts, layout.default_prompt_name) == (False, True, {"q": "query: "}, "q")
+    assert (layout.include_prompt, layout.do_lower_case, layout.prompts, layout.default_prompt_name) == (
+        False,
+        True,
+        {"q": "query: "},
+        "q",
+    )
     assert layout.weights_dirs == (path, path / "2_Dense", path / "3_LayerNorm")
 
 
@@ -103,7 +112,10 @@ def test_what_is_unknown_is_refused_by_name(tmp_path: Path, file: str, changes: 
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ([("", "Transformer"), ("1_Pooling", "Pooling"), ("2_W", "WordWeights")], "'sentence_transformers.models.WordWeights' is unknown"),
+        (
+            [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_W", "WordWeights")],
+            "'sentence_transformers.models.WordWeights' is unknown",
+        ),
         ([("", "Transformer")], "lists Transformer;"),
         ([("1_Pooling", "Pooling"), ("", "Transformer")], "lists Pooling, Transformer;"),
         ([("../x", "Transformer"), ("1_Pooling", "Pooling")], "'../x' leads out of"),
@@ -112,7 +124,9 @@ def test_what_is_unknown_is_refused_by_name(tmp_path: Path, file: str, changes: 
 )
 def test_lists_of_modules_that_do_not_run(tmp_path: Path, modules: list[tuple[str, str]], message: str) -> None:
     path = tiny_sentence_transformer(tmp_path)
-    listed = [{"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{t}"} for i, (p, t) in enumerate(modules)]
+    listed = [
+        {"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{t}"} for i, (p, t) in enumerate(modules)
+    ]
     (path / "modules.json").write_text(json.dumps(listed))
     with pytest.raises(ValueError, match=message):
         read_layout(path)

@@ -39,7 +39,9 @@ def test_a_packages_model_is_found_without_importing_it() -> None:
     assert repository.weights_bytes == (repository.path / "model.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize(("name", "message"), [("no_such_package", "is not installed"), ("os.path", "is not installed"), ("yaml", "holds no model")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("no_such_package", "is not installed"), ("os.path", "is not installed"), ("yaml", "holds no model")]
+)
 def test_packages_without_a_model(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve(f"package:{name}")
@@ -164,7 +166,9 @@ def test_hashes_are_remembered_by_size_and_time(tmp_path: Path) -> None:
     assert repository.weights_fingerprint != before
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_only_costs_time(
+    tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = resolve(str(make_model())).weights_fingerprint
     (tmp_path / "file").touch()
     monkeypatch.setenv("TIDEMILL_CACHE", str(tmp_path / "file"))
