@@ -33,6 +33,8 @@ _PART_CHARACTERS = 1 << 18
 _UNLIMITED = 1 << 24
 """A tokenizer that declares more than this declares no limit (transformers writes 1e30)."""
 
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
+
 _BREAK = re.compile(r"(?<=\S)(?=[ \n]\w)")
 """A place before a single space or line end between words; see `_breaks_at_spaces`."""
 
@@ -63,11 +65,7 @@ class Tokenizer:
     """
 
     def __init__(self, directory: Path, *, prompt: str = "", lowercase: bool = False) -> None:
-        loaded = AutoTokenizer.from_pretrained(str(directory), use_fast=True, local_files_only=True)
-        if not loaded.is_fast:
-            raise ValueError(
-                f"{directory} holds no fast tokenizer (tokenizer.json); convert it with transformers and save it there"
-            )
+        loaded = _load(directory)
         self._backend: Backend = copy.deepcopy(loaded.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -152,6 +150,22 @@ class Tokenizer:
             return 0
         ids = self._backend.encode(self._prompt, add_special_tokens=True).ids
         return len(ids) - (ids[-1] in special_ids)
+
+
+def _load(directory: Path) -> Any:
+    """The fast tokenizer of transformers; ValueError where there is none."""
+    # Without a vocabulary transformers makes an empty tokenizer, to which every word is unknown, and says nothing.
+    if not any(file for pattern in _VOCABULARIES for file in directory.glob(pattern)):
+        raise ValueError(f"{directory} holds no tokenizer ({', '.join(_VOCABULARIES)}); add the model's own")
+    try:
+        loaded = AutoTokenizer.from_pretrained(str(directory), use_fast=True, local_files_only=True)
+    except Exception as error:  # tokenizers raises plain Exception for a file that it cannot parse
+        raise ValueError(
+            f"{directory}: the tokenizer does not load ({type(error).__name__}); save it as tokenizer.json"
+        ) from error
+    if not loaded.is_fast:
+        raise ValueError(f"{directory} holds no fast tokenizer; save one as tokenizer.json")
+    return loaded
 
 
 def _add_lowercase(backend: Backend) -> None:

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 import operators.heads
 from pipeline.errors import ConfigError
+from pipeline.overrides import apply_override
 from pipeline.urls import check_url, protocol, refuse_secrets
 
 
@@ -247,35 +248,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 def from_dict(raw: dict[str, Any], overrides: list[str] | None = None) -> Config:
     """A Config from plain data, with overrides applied; ConfigError on anything wrong."""
     for override in overrides or []:
-        raw = _override(raw, override)
+        raw = apply_override(raw, override)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e) for e in error.errors(include_url=False))) from None
-
-
-def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
-    """`raw` with `a.b=value` set, the value read as YAML."""
-    path, equals, text = override.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"override {override!r}: write key.path=value, for example runtime.workers=2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    if isinstance(value, dict) and not text.lstrip().startswith("{"):
-        value = text  # a text with a colon in it, such as a prompt
-    raw = dict(raw)
-    node = raw
-    for key in keys[:-1]:
-        child = node.get(key)
-        if child is not None and not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {key!r} is a {type(child).__name__}, not a mapping")
-        node[key] = dict(child or {})
-        node = node[key]
-    node[keys[-1]] = value
-    return raw
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +19,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Encoder:
-    """A transformers encoder in evaluation mode. `pad_id` must be the id that the model's config names."""
+    """A transformers encoder in evaluation mode."""
 
     padded = True
 
-    def __init__(self, model: torch.nn.Module, hidden_size: int, pad_id: int, device: torch.device) -> None:
+    def __init__(self, model: torch.nn.Module, hidden_size: int, device: torch.device) -> None:
         self._model = model.to(device).eval()
-        self._pad_id = pad_id
         self.hidden_size = hidden_size
         self.device = device
 
@@ -37,7 +35,7 @@ class Encoder:
         mask = np.arange(pack.max_length) < lengths[:, None]
         # Slots of the real tokens in the rectangle, found here so that the device need not be asked for them.
         slots = np.flatnonzero(mask)
-        ids = np.full(mask.size, self._pad_id, np.int64)
+        ids = np.zeros(mask.size, np.int64)  # padding stands behind the text and is masked, so any id will do
         ids[slots] = pack.input_ids
         output = self._model(
             input_ids=torch.from_numpy(ids.reshape(mask.shape)).to(self.device),
@@ -67,8 +65,7 @@ def load(layout: Layout, device: str, precision: str) -> Encoder:
         raise ValueError(
             f"{layout.transformer_dir}: {len(wrong)} weights are missing or of another shape, the first is {wrong[0]}"
         )
-    config: Any = model.config
-    return Encoder(model, layout.hidden_size, config.pad_token_id or 0, torch.device(device))
+    return Encoder(model, layout.hidden_size, torch.device(device))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.batch import from_todo_block, todo_block
 from pipeline.engines import GRACE_SECONDS
-from pipeline.errors import Incomplete, Terminated
+from pipeline.errors import ConfigError, Incomplete, Terminated, TidemillError
 from pipeline.ledger.pieces import Todo
 from pipeline.placement import Placement, Resources, Wish, place
 from pipeline.recipe import Recipe
@@ -93,9 +93,19 @@ def start() -> None:
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**32))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        if address.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"RAY_ADDRESS is a job server ({address}); submit the job to it with `tidemill submit`, or unset it"
+            )
+        try:
+            ray.init(**quiet)
+        except (ConnectionError, RuntimeError) as error:
+            raise TidemillError(f"cannot join the Ray cluster at {address}: {str(error).splitlines()[0]}") from error
     else:
+        # Ray's core reports at error level that Ray Data's actors have arguments, which is harmless, each time.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
 
 
@@ -163,7 +173,7 @@ def _configure() -> None:
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
     context.max_consecutive_actor_init_deaths = 2
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _flow(tickets: Dataset, recipe: Recipe, placed: Placement) -> Dataset:

@@ -100,7 +100,9 @@ def commit_key(version: int) -> str:
 
 def manifest_records(store: Store, commit: Commit) -> list[Record]:
     """The records of all pieces of a version, sorted by shard and position."""
-    return from_table(pq.ParquetFile(pa.BufferReader(store.get(commit.manifest))).read(), commit.manifest)
+    # Arrow's threads may let go of Python's bytes after the read; in a run that ends at once, after the interpreter has gone.
+    manifest = pq.ParquetFile(pa.BufferReader(store.get(commit.manifest)), pre_buffer=False).read(use_threads=False)
+    return from_table(manifest, commit.manifest)
 
 
 def current_records(store: Store, commit: Commit | None, generation: str) -> list[Record]:

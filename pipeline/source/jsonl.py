@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -83,7 +83,7 @@ def read_lines(span: Span, max_line: int, options: Mapping[str, Any]) -> Iterato
         skipping = span.start > 0
         stop = float("inf") if span.stop is None else span.stop
         pending = bytearray()
-        while line < stop and (block := _read(stream)):
+        while line < stop and (block := _read(stream, _BLOCK)):
             if skipping:
                 newline = block.find(b"\n")
                 if newline < 0:
@@ -134,6 +134,19 @@ def cut_chunks(blocks: Iterable[Lines], span: Span) -> Iterator[Chunk]:
     yield Chunk(index, start, end if span.stop is None else span.stop, True, tuple(held))
 
 
+def head(shard: Shard, size: int, options: Mapping[str, Any]) -> list[bytes]:
+    """The lines that lie whole in the first `size` bytes, as far as they can be decoded."""
+    content, whole = b"", False
+    with _open(Span(shard, 0, None, 0), options) as stream, suppress(Corrupt):
+        while len(content) < size and (block := _read(stream, size // 16)):
+            content += block
+        whole = len(content) < size
+    if not whole:
+        content = content[: content.rfind(b"\n") + 1]
+    lines = _split(content + b"\n", 0, float("inf"))
+    return [content[a:b] for a, b in zip(lines.starts.tolist(), lines.stops.tolist(), strict=True)]
+
+
 def first_lines(span: Span, n_lines: int, max_line: int, options: Mapping[str, Any]) -> tuple[int, int | None]:
     """How many of the first `n_lines` lines the span has, and where it stops to have no more. A torn end is a line."""
     seen = 0
@@ -178,9 +191,9 @@ def _skipped(start: int, stop: int) -> Lines:
     return Lines(b"", stop, zero + start, zero + stop - start, zero, zero)
 
 
-def _read(stream: _Stream) -> bytes:
+def _read(stream: _Stream, size: int) -> bytes:
     with decoding():
-        return stream.read(_BLOCK)
+        return stream.read(size)
 
 
 @contextmanager

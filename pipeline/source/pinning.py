@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,11 @@ import pyarrow as pa
 
 from pipeline.config import Input, did_you_mean
 from pipeline.errors import ConfigError
-from pipeline.ledger.pieces import Shard, Span
-from pipeline.source.jsonl import read_lines
+from pipeline.ledger.pieces import Shard
+from pipeline.source.jsonl import head
 from pipeline.source.listing import partitions
 from pipeline.source.parquet import Footer
 from pipeline.source.parsing import check_readable
-from pipeline.source.storage import Corrupt
 from pipeline.source.types import convertible, is_text, parse_type, plain, unify, without_nulls
 
 _SAMPLE_BYTES = 2**20
@@ -33,15 +32,8 @@ class Sample:
 
 def read_sample(shard: Shard, settings: Input) -> Sample:
     """The objects in the first megabyte of a JSONL shard; lines that are none are passed over."""
-    objects: list[Mapping[str, Any]] = []
-    start = Span(shard, 0, _SAMPLE_BYTES, _SAMPLE_BYTES)
-    try:
-        for lines in read_lines(start, _SAMPLE_BYTES, settings.storage_options):
-            texts = (lines.data[a:b] for a, b in zip(lines.starts.tolist(), lines.stops.tolist(), strict=True))
-            objects += (value for value in map(_decode, texts) if isinstance(value, dict))
-    except Corrupt:
-        pass  # what came before is sample enough; the reader reports the rest
-    return Sample(shard, tuple(objects))
+    values = map(_decode, head(shard, _SAMPLE_BYTES, settings.storage_options))
+    return Sample(shard, tuple(value for value in values if isinstance(value, dict)))
 
 
 def _decode(line: bytes) -> object:
@@ -156,23 +148,24 @@ def _agreed(found: _Found) -> pa.DataType:
     if len(kinds) > 1:
         (one, shard), (other, other_shard) = list(kinds.items())[:2]
         raise _conflict(found.name, (shard, one.__name__), (other_shard, other.__name__))
-    inferred = _inferred(found)
+    inferred = _inferred(found.values.values())
+    if inferred is None:
+        example = f"keep: {{{found.name}: string}}"
+        raise ConfigError(
+            f"column {found.name!r}: its JSON values have no common type; spell one, as in {example}", field="input.keep"
+        )
     both = unify(agreed, inferred) or (agreed if convertible(inferred, agreed) else None)
     if both is None:
         raise _conflict(found.name, (before, agreed), (next(iter(kinds.values())), inferred))
     return without_nulls(both)
 
 
-def _inferred(found: _Found) -> pa.DataType:
-    """The type of all sampled JSON values together."""
-    values = [v for of_shard in found.values.values() for v in of_shard]
+def _inferred(values: Iterable[Sequence[Any]]) -> pa.DataType | None:
+    """The type of all these JSON values together, None where Arrow finds none."""
     try:
-        return plain(pa.array(values).type)
-    except (pa.ArrowInvalid, OverflowError, ValueError) as error:
-        raise ConfigError(
-            f"column {found.name!r}: its JSON values have no common type; spell one, as in keep: {{{found.name}: string}}",
-            field="input.keep",
-        ) from error
+        return plain(pa.array([value for of_shard in values for value in of_shard]).type)
+    except (pa.ArrowInvalid, OverflowError, ValueError):
+        return None
 
 
 def _check_spelled(found: _Found, spelled: pa.DataType) -> None:
@@ -182,8 +175,8 @@ def _check_spelled(found: _Found, spelled: pa.DataType) -> None:
                 f"column {found.name!r} is {type_} in shard {shard.key}, which cannot become {spelled}", field="input.keep"
             )
     for shard, values in found.values.items():
-        inferred = _inferred(_Found(found.name, {}, {shard: values}))
-        if found.name not in partitions(shard) and not convertible(inferred, spelled):
+        inferred = _inferred([values])
+        if inferred is not None and found.name not in partitions(shard) and not convertible(inferred, spelled):
             raise ConfigError(
                 f"column {found.name!r} is {inferred} in shard {shard.key}, which cannot become {spelled}", field="input.keep"
             )

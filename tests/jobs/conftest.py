@@ -74,7 +74,7 @@ def job(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
         for name, section in sections.items():
             config[name] = {**config[name], **section} if isinstance(section, dict) and name != "tasks" else section
         path = tmp_path / "job.yaml"
-        path.write_text(yaml.safe_dump(config))
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
         return path
 
     return write

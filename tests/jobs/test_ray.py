@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import fsspec
 import numpy as np
 import psutil
 import pytest
-from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline import open_output
 from tests.jobs.conftest import ROOT, write_corpus
@@ -222,10 +222,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         _wait_until_up(process, dashboard, log.name)
         yield Head(address, {**env, "RAY_ADDRESS": address})
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.terminate()
-        process.wait(30)
         _reap(family)
+        process.wait()
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -260,19 +260,21 @@ def test_submit_ends_with_the_jobs_own_code(tmp_path: Path, job: Job, tidemill: 
     assert "input.path" in failed.stderr
 
 
-def test_a_stopped_job_ends_with_143_and_is_taken_up_again(
-    tmp_path: Path, job: Job, tidemill: Tidemill, head: Head, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.setenv(name, head.env[name])
+def call(head: Head, method: str, path: str) -> Any:
+    """One request to the job server, with the head's token."""
+    headers = {"Authorization": f"Bearer {head.env['RAY_AUTH_TOKEN']}"}
+    with urlopen(Request(f"{head.address}/api/{path}", method=method, headers=headers)) as answer:
+        return json.load(answer)
+
+
+def test_a_stopped_job_ends_with_143_and_is_taken_up_again(tmp_path: Path, job: Job, tidemill: Tidemill, head: Head) -> None:
     rows = write_corpus(tmp_path / "in", shards=24, rows=120)
     config, out = job(runtime={"engine": "ray"}), tmp_path / "out"
     command = [sys.executable, "-m", "jobs", "submit", str(config), "--json"]
     process = subprocess.Popen(command, cwd=ROOT, env=head.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     _wait_for_records(process, out, 2)
-    client = JobSubmissionClient(head.address)
-    (submission,) = [j.submission_id for j in client.list_jobs() if j.status == JobStatus.RUNNING]
-    client.stop_job(submission)
+    (submission,) = [j["submission_id"] for j in call(head, "GET", "jobs/") if j["status"] == "RUNNING"]
+    call(head, "POST", f"jobs/{submission}/stop")
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 143, stderr[-3000:]
     assert json.loads(stdout)["submission_id"] == submission

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from hypothesis import settings
 
 from operators.encoders import torch as backend
 from operators.encoding import Encode, Encoded, Encoder
@@ -19,6 +20,9 @@ from operators.models.layout import Layout, read_layout
 from operators.segmentation import Windowing, resolve_overlap
 from operators.tokenization import Tokenizer, Tokens
 from tests.tiny import tiny_sentence_transformer
+
+settings.register_profile("steady", deadline=None)  # machines that run these tests are shared
+settings.load_profile("steady")
 
 MakeModel = Callable[..., Path]
 

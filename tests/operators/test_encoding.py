@@ -174,6 +174,22 @@ def test_a_poisoned_document_fails_alone(poison: str, aggregate: str, make_model
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
 
 
+def test_a_failed_document_is_not_tried_again(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
+    path = make_model()
+    guilty = int(make_embedder(path).tokens([GUILTY]).ids[0])
+    blamed = []
+
+    def behave(real: Encoder, pack: Pack) -> Tensor:
+        if guilty in pack.input_ids:
+            blamed.append(len(pack.lengths))
+            raise ValueError
+        return real.encode(pack)
+
+    encoded = make_embedder(path, budget=64, encoder=_faulty(behave)).run(["moon", " ".join([GUILTY] * 200), "sun"])
+    assert list(encoded.failed) == [1]
+    assert blamed.count(1) == 1
+
+
 def test_a_float16_vector_out_of_range_fails_alone(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
     def behave(real: Encoder, pack: Pack) -> Tensor:
         large = torch.from_numpy(np.repeat(pack.lengths == 3, pack.lengths))

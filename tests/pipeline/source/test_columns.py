@@ -18,12 +18,16 @@ from pipeline.source.columns import Raw, ReadRecipe, cast_each, to_documents
 SHARD = Shard("dir/a.parquet", "/root/dir/a.parquet", "v", 1)
 
 
-def documents(columns: dict[str, Any], keep: dict[str, pa.DataType] | None = None, **recipe: Any) -> tuple[list[dict[str, Any]], list[Entry]]:
+def documents(
+    columns: dict[str, Any], keep: dict[str, pa.DataType] | None = None, **recipe: Any
+) -> tuple[list[dict[str, Any]], list[Entry]]:
     """Rows and entries of columns that start at row 10."""
     arrays = {name: c if isinstance(c, pa.Array) else pa.array(c) for name, c in columns.items()}
     rows = np.arange(10, 10 + len(next(iter(arrays.values()))))
     settings = {"text": "text", "id": None, "max_document": 100, "keep": pa.schema((keep or {}).items()), **recipe}
-    table, entries = to_documents(Raw(rows, arrays), recipe.get("shard", SHARD), ReadRecipe(**{k: v for k, v in settings.items() if k != "shard"}))
+    table, entries = to_documents(
+        Raw(rows, arrays), recipe.get("shard", SHARD), ReadRecipe(**{k: v for k, v in settings.items() if k != "shard"})
+    )
     assert table.schema == documents_schema(settings["keep"])
     table.validate(full=True)
     return table.to_pylist(), entries
@@ -35,7 +39,8 @@ def broken(*values: bytes) -> pa.Array:
 
 
 @pytest.mark.parametrize(
-    "type_", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int8(), pa.string())]
+    "type_",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int8(), pa.string())],
 )
 def test_every_layout_of_text(type_: pa.DataType) -> None:
     rows, entries = documents({"text": pa.array(["a", "", None, "grün 中文"]).cast(type_)})
@@ -47,7 +52,12 @@ def test_every_layout_of_text(type_: pa.DataType) -> None:
 def test_reasons_against_text() -> None:
     rows, entries = documents({"text": broken(b"good", b"\xff", b"x" * 101, b"\xed\xa0\x80", b"\xff" * 200)})
     assert [r[TEXT] for r in rows] == ["good"]
-    assert [(e.row, e.reason) for e in entries] == [(11, "bad_encoding"), (12, "too_large"), (13, "bad_encoding"), (14, "too_large")]
+    assert [(e.row, e.reason) for e in entries] == [
+        (11, "bad_encoding"),
+        (12, "too_large"),
+        (13, "bad_encoding"),
+        (14, "too_large"),
+    ]
     assert entries[1].detail == "text of 101 bytes; input.max_document is 100"
 
 
@@ -68,7 +78,7 @@ def test_a_shard_without_text_or_with_numbers_for_text() -> None:
     ("ids", "expected"),
     [
         (["a", None, "b"], ["a", "dir/a.parquet#11", "b"]),
-        ([1, None, -2**63], ["1", "dir/a.parquet#11", "-9223372036854775808"]),
+        ([1, None, -(2**63)], ["1", "dir/a.parquet#11", "-9223372036854775808"]),
         (pa.array([b"a", None, b""]), ["a", "dir/a.parquet#11", ""]),
         (pa.array(["a", None, "a"]).dictionary_encode(), ["a", "dir/a.parquet#11", "a"]),
     ],
@@ -85,11 +95,19 @@ def test_an_id_that_cannot_be_read_is_null_in_the_quarantine() -> None:
 
 
 def test_kept_columns_have_exactly_their_pinned_types() -> None:
-    columns = {"text": ["a", "b"], "n": pa.array([1, None], pa.int8()), "s": pa.array(["x", "y"], pa.large_string()), "t": ["2026-01-01", None]}
+    columns = {
+        "text": ["a", "b"],
+        "n": pa.array([1, None], pa.int8()),
+        "s": pa.array(["x", "y"], pa.large_string()),
+        "t": ["2026-01-01", None],
+    }
     keep = {"n": pa.float64(), "s": pa.string(), "t": pa.date32(), "missing": pa.list_(pa.int8()), "text": pa.string()}
     rows, entries = documents(columns, keep)
     assert not entries
-    assert [list(r.values())[1:6] for r in rows] == [[1.0, "x", pa.scalar("2026-01-01").cast(pa.date32()).as_py(), None, "a"], [None, "y", None, None, "b"]]
+    assert [list(r.values())[1:6] for r in rows] == [
+        [1.0, "x", pa.scalar("2026-01-01").cast(pa.date32()).as_py(), None, "a"],
+        [None, "y", None, None, "b"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from pipeline.ledger.pieces import Shard, Span
 from pipeline.source import jsonl
-from pipeline.source.jsonl import Chunk, Lines, cut_chunks, cut_spans, first_lines, read_lines
+from pipeline.source.jsonl import Chunk, Lines, cut_chunks, cut_spans, first_lines, head, read_lines
 from pipeline.source.storage import Corrupt
 
 MAX_LINE = 50
 many = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-contents = st.lists(st.sampled_from([b"{}", b"a", b"\n", b"\n\n", b"\r\n", b" ", b"\t", b"long " * 4, b"x" * 60, b"\xef\xbb\xbf"])).map(b"".join)
+contents = st.lists(
+    st.sampled_from([b"{}", b"a", b"\n", b"\n\n", b"\r\n", b" ", b"\t", b"long " * 4, b"x" * 60, b"\xef\xbb\xbf"])
+).map(b"".join)
 
 
 def expected(content: bytes) -> list[tuple[int, bytes]]:
@@ -69,7 +71,12 @@ def _chunks(path: Path, shard_of: Callable[[Path], Shard], piece_bytes: int) -> 
 @many
 @given(contents, st.integers(1, 40), st.integers(1, 5), st.integers(1, 30))
 def test_chains_give_each_line_once_and_cut_by_content_alone(
-    shard_of: Callable[[Path], Shard], new_path: Callable[[str], Path], content: bytes, piece_bytes: int, max_rows: int, block: int
+    shard_of: Callable[[Path], Shard],
+    new_path: Callable[[str], Path],
+    content: bytes,
+    piece_bytes: int,
+    max_rows: int,
+    block: int,
 ) -> None:
     path = new_path(".jsonl.gz")
     path.write_bytes(gzip.compress(content, 1))
@@ -79,7 +86,9 @@ def test_chains_give_each_line_once_and_cut_by_content_alone(
         patch.setattr(jsonl, "_BLOCK", block)
         again = _chunks(path, shard_of, piece_bytes)
     assert [line for c in chunks for line in found(c.lines)] == expected(content)
-    assert [(c.index, c.start, c.stop, c.last, found(c.lines)) for c in chunks] == [(c.index, c.start, c.stop, c.last, found(c.lines)) for c in again]
+    assert [(c.index, c.start, c.stop, c.last, found(c.lines)) for c in chunks] == [
+        (c.index, c.start, c.stop, c.last, found(c.lines)) for c in again
+    ]
     assert [c.index for c in chunks] == list(range(len(chunks)))
     assert [c.last for c in chunks] == [False] * (len(chunks) - 1) + [True]
     assert [c.start for c in chunks] == [0, *(c.stop for c in chunks[:-1])]
@@ -143,7 +152,11 @@ def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path: Path, shard_o
     path.write_bytes(gzip.compress(b"{}\n" + b"x" * 100_000_000 + b"\n{}\n"))
     (span,) = cut_spans(shard_of(path), 2**20)
     blocks = list(read_lines(span, 1000, {}))
-    assert [(int(r), int(s)) for b in blocks for r, s in zip(b.rows, b.sizes, strict=True)] == [(0, 2), (3, 100_000_000), (100_000_004, 2)]
+    assert [(int(r), int(s)) for b in blocks for r, s in zip(b.rows, b.sizes, strict=True)] == [
+        (0, 2),
+        (3, 100_000_000),
+        (100_000_004, 2),
+    ]
     assert max(len(b.data) for b in blocks) <= 2 * jsonl._BLOCK
 
 
@@ -167,3 +180,17 @@ def test_first_lines_of_a_torn_stream_count_its_end(tmp_path: Path, shard_of: Ca
     with pytest.raises(Corrupt):
         list(read_lines(span, MAX_LINE, {}))
     assert first_lines(span, 100, MAX_LINE, {}) == (1, None)
+
+
+def test_the_head_of_a_shard_holds_whole_lines_only(tmp_path: Path, shard_of: Callable[[Path], Shard]) -> None:
+    content = b"\xef\xbb\xbf{1}\r\n\n {2} \n{3}"
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    assert head(shard_of(path), 100, {}) == [b"{1}", b"{2}", b"{3}"]
+    assert head(shard_of(path), 16, {}) == [b"{1}", b"{2}"]
+    assert head(shard_of(path), 17, {}) == [b"{1}", b"{2}"]
+    (tmp_path / "b.jsonl").write_bytes(b"x" * 1000)
+    assert head(shard_of(tmp_path / "b.jsonl"), 100, {}) == []
+    torn = tmp_path / "c.jsonl.gz"
+    torn.write_bytes(gzip.compress(b"{1}\n{2")[:-3])
+    assert head(shard_of(torn), 100, {}) == [b"{1}"] or head(shard_of(torn), 100, {}) == []

@@ -155,7 +155,10 @@ def test_s3(s3_server: Any) -> None:
     etag = client.head_object(Bucket=bucket, Key="in/a.jsonl")["ETag"].strip('"')
     assert listing.shards[0] == Shard("a.jsonl", f"s3://{bucket}/in/a.jsonl", etag, 10)
     assert keys(listed(f"s3://{bucket}/in/*/*.parquet", **options)) == ["sub/b.parquet"]
-    assert keys(listed(f"s3://{bucket}/in/a.jsonl", f"s3://{bucket}/in/sub", **options)) == [f"s3://{bucket}/in/a.jsonl", f"s3://{bucket}/in/sub/b.parquet"]
+    assert keys(listed(f"s3://{bucket}/in/a.jsonl", f"s3://{bucket}/in/sub", **options)) == [
+        f"s3://{bucket}/in/a.jsonl",
+        f"s3://{bucket}/in/sub/b.parquet",
+    ]
     assert keys(listed(f"s3://{bucket}", **options))[0] == "in/a.jsonl"
     client.put_object(Bucket=bucket, Key="in/new.jsonl", Body=b"")
     assert "new.jsonl" in keys(listed(f"s3://{bucket}/in", **options)), "a listing must not be cached"
@@ -168,4 +171,7 @@ def test_s3(s3_server: Any) -> None:
 
 def test_an_unreachable_store_is_a_config_error_without_secrets(s3_server: Any) -> None:
     with pytest.raises(ConfigError, match="cannot list s3://bucket/in: EndpointConnectionError"):
-        listed("s3://bucket/in", storage_options={"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}})
+        listed(
+            "s3://bucket/in",
+            storage_options={"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}},
+        )

@@ -66,7 +66,9 @@ def test_footer(tmp_path: Path, shard_of: Callable[[Path], Shard]) -> None:
     footer = parquet.read_footer(shard, "text", {})
     assert footer.schema.names == ["text", "other", "id"]
     metadata = pq.read_metadata(shard.url)
-    assert footer.groups == tuple((rows, metadata.row_group(i).column(0).total_uncompressed_size) for i, rows in enumerate((400, 400, 200)))
+    assert footer.groups == tuple(
+        (rows, metadata.row_group(i).column(0).total_uncompressed_size) for i, rows in enumerate((400, 400, 200))
+    )
     assert [size for _, size in parquet.read_footer(shard, "absent", {}).groups] == [0, 0, 0]
 
 

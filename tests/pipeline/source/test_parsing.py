@@ -21,7 +21,9 @@ from pipeline.source.jsonl import _split
 from pipeline.source.parsing import Parser, check_readable
 
 SHARD = Shard("a.jsonl", "/a.jsonl", "v", 1)
-KEEP = pa.schema([("n", pa.int64()), ("u", pa.uint8()), ("f", pa.float64()), ("b", pa.bool_()), ("s", pa.string()), ("l", pa.list_(pa.int8()))])
+KEEP = pa.schema(
+    [("n", pa.int64()), ("u", pa.uint8()), ("f", pa.float64()), ("b", pa.bool_()), ("s", pa.string()), ("l", pa.list_(pa.int8()))]
+)
 RECIPE = ReadRecipe("text", "id", KEEP, 2000)
 
 
@@ -114,9 +116,17 @@ def assert_agrees(lines: list[bytes]) -> None:
 
 
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(-300, 300), st.floats(), st.text(st.characters(), max_size=8), st.sampled_from(["a", "\x00", "{}", "😀"])
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-300, 300),
+    st.floats(),
+    st.text(st.characters(), max_size=8),
+    st.sampled_from(["a", "\x00", "{}", "😀"]),
 )
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=4)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=4
+)
 fitting = st.fixed_dictionaries(
     {"text": st.text(max_size=10)},
     optional={
@@ -131,7 +141,9 @@ fitting = st.fixed_dictionaries(
     },
 )
 wild = st.dictionaries(st.sampled_from(["text", "id", "n", "u", "f", "b", "s", "l", "x"]), values)
-objects = st.builds(lambda v, ascii_: json.dumps(v, ensure_ascii=ascii_).encode("utf-8", "surrogatepass"), fitting | wild | values, st.booleans())
+objects = st.builds(
+    lambda v, ascii_: json.dumps(v, ensure_ascii=ascii_).encode("utf-8", "surrogatepass"), fitting | wild | values, st.booleans()
+)
 odd = st.sampled_from(
     [
         b"",
@@ -289,7 +301,14 @@ def test_the_id_may_be_a_kept_column_or_the_text_itself() -> None:
 
 
 def test_details_say_where_and_never_what() -> None:
-    lines = [b'{"text": "SECRET', b'{"text": SECRET}', b'["SECRET"]', b'{"text": ["SECRET"]}', b'{"text": "SECRET\xff"}', b'{"text":"","n":"SECRET"}']
+    lines = [
+        b'{"text": "SECRET',
+        b'{"text": SECRET}',
+        b'["SECRET"]',
+        b'{"text": ["SECRET"]}',
+        b'{"text": "SECRET\xff"}',
+        b'{"text":"","n":"SECRET"}',
+    ]
     lines += [b'{"text": "SECRET\\ud800"}', b'{"text": "\\SECRET"}', b'{"text": "SECRET" "SECRET"}', b'{"SECRET"}']
     _, entries = Parser(RECIPE, "a").parse(_split(b"\n".join(lines), 0, math.inf))
     assert len(entries) == len(lines)

@@ -51,7 +51,14 @@ class _Faulty(io.BytesIO):
 
 
 @pytest.mark.parametrize(
-    "error", [TimeoutError("slow"), PermissionError(errno.EACCES, "no"), OSError(errno.EIO, "disk"), ConnectionResetError(), RuntimeError("x")]
+    "error",
+    [
+        TimeoutError("slow"),
+        PermissionError(errno.EACCES, "no"),
+        OSError(errno.EIO, "disk"),
+        ConnectionResetError(),
+        RuntimeError("x"),
+    ],
 )
 def test_faults_of_the_store_pass_through_decoders_as_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, decoding():

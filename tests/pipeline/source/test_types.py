@@ -31,7 +31,9 @@ def test_parse_type(spelled: str, type_: pa.DataType) -> None:
     assert parse_type(spelled) == type_
 
 
-@pytest.mark.parametrize("type_", [*NUMBERS, pa.string(), pa.bool_(), pa.timestamp("ns", "UTC"), pa.list_(pa.float32()), pa.binary()])
+@pytest.mark.parametrize(
+    "type_", [*NUMBERS, pa.string(), pa.bool_(), pa.timestamp("ns", "UTC"), pa.list_(pa.float32()), pa.binary()]
+)
 def test_what_arrow_prints_can_be_spelled(type_: pa.DataType) -> None:
     assert parse_type(str(type_).replace("halffloat", "float16")) == type_
 
@@ -103,7 +105,14 @@ def test_nothing_seen_becomes_string() -> None:
 
 
 def test_text() -> None:
-    texts = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.binary(), pa.large_binary()]
+    texts = [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.binary(),
+        pa.large_binary(),
+    ]
     assert all(map(is_text, texts))
     assert not any(map(is_text, [*NUMBERS, pa.bool_(), pa.list_(pa.string()), pa.dictionary(pa.int8(), pa.int8()), pa.null()]))
 
