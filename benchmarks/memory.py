@@ -1,6 +1,6 @@
 """Peak memory of every process of a Tidemill run: one document of five million tokens, and one Parquet row group of 2 GB.
 
-    python -m benchmarks.memory long-document [--engine ray] [--tokens 5000000]
+    python -m benchmarks.memory long-document [--engine ray] [--words 1000000]
     python -m benchmarks.memory wide-row-group [--engine ray] [--gigabytes 2]
 
 Both make their input in a temporary folder, run the job as a user would, and print one JSON object: the largest resident
@@ -108,16 +108,16 @@ def finish(figures: dict[str, Any], limit: int) -> None:
 
 
 @app.command()
-def long_document(engine: Engine = "ray", tokens: int = 5_000_000) -> None:
-    """One document of TOKENS words through a seeded tiny model; every process must stay under 4 GiB."""
+def long_document(engine: Engine = "ray", words: int = 1_000_000) -> None:
+    """One document of WORDS words, about five tokens each for a seeded tiny model; every process must stay under 4 GiB."""
     from tests.tiny import tiny_sentence_transformer
 
     rng = random.Random(0)
-    words = ["river", "mountain", "quiet", "engine", "letter", "window", "garden", "silver", "morning", "answer"]
+    vocabulary = ["river", "mountain", "quiet", "engine", "letter", "window", "garden", "silver", "morning", "answer"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").mkdir()
-        text = " ".join(rng.choices(words, k=tokens))
+        text = " ".join(rng.choices(vocabulary, k=words))
         (folder / "in" / "long.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "a short one"}) + "\n")
         model = tiny_sentence_transformer(folder / "model", max_seq_length=128)
         finish(measure(job(folder, engine, model), folder), 4 * GIB)

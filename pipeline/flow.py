@@ -75,18 +75,17 @@ def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
     the records that are there.
     """
     watch = watch or Silent()
-    stop = Stop()
-    stop.install()
-    plan = make_plan(config)
-    watch.planned(plan)
     work = Work()
-    started = time.perf_counter()
-    for outcome in execute(plan, stop):
-        work.add(outcome)
-        watch.done(outcome)
-    work.seconds = time.perf_counter() - started
-    stop.check()
-    commit = settle(plan, work)
+    with Stop() as stop:
+        plan = make_plan(config)
+        watch.planned(plan)
+        started = time.perf_counter()
+        for outcome in execute(plan, stop):
+            work.add(outcome)
+            watch.done(outcome)
+        work.seconds = time.perf_counter() - started
+        stop.check()
+        commit = settle(plan, work)
     return report(plan, work, commit)
 
 

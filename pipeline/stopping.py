@@ -5,19 +5,30 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from pipeline.errors import Terminated
 
 
 class Stop:
-    """Set by SIGTERM (or by `set`); asked by the engines."""
+    """Set by SIGTERM (or by `set`); asked by the engines. As a context it takes SIGTERM, and gives it back at the end."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._before: Any = None
+
+    def __enter__(self) -> Stop:
+        self._before = signal.getsignal(signal.SIGTERM)
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if _in_main_thread():
+            signal.signal(signal.SIGTERM, self._before)
 
     def install(self) -> None:
-        """Take SIGTERM. Call it again after `ray.init`, which puts a handler of its own in place."""
-        if threading.current_thread() is threading.main_thread():
+        """Take SIGTERM. To be called again after `ray.init`, which puts a handler of its own in place."""
+        if _in_main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
@@ -35,3 +46,8 @@ class Stop:
         """Raise `Terminated` if a stop was asked for."""
         if self._event.is_set():
             raise Terminated("terminated; what was recorded stays, and the same command goes on from there")
+
+
+def _in_main_thread() -> bool:
+    """Only there may handlers be set."""
+    return threading.current_thread() is threading.main_thread()

@@ -58,6 +58,7 @@ class EncodeWorker:
             yield to_block(self._stages.encode(item))
 
 
+_joined_here = threading.Event()
 _stages_of_this_process: dict[str, Stages] = {}
 
 
@@ -107,6 +108,7 @@ def start() -> None:
         # Ray's core reports at error level that Ray Data's actors have arguments, which is harmless, each time.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+    _joined_here.set()
 
 
 def devices() -> dict[str, int]:
@@ -162,8 +164,10 @@ def execute(recipe: Recipe, placed: Placement, todos: list[Todo], stop: Stop) ->
 
 
 def shutdown() -> None:
-    """Leave the cluster, or end the local one."""
-    ray.shutdown()
+    """Leave the cluster, or end the local one, unless the caller had joined it before."""
+    if _joined_here.is_set():
+        _joined_here.clear()
+        ray.shutdown()
 
 
 def _configure() -> None:
