@@ -12,13 +12,25 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import fsspec
 import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
+import operators.encoders
 import operators.heads
 from pipeline.errors import ConfigError
 from pipeline.overrides import apply_override
@@ -34,6 +46,7 @@ def _absolute(value: object) -> object:
 
 
 Url = Annotated[str, Field(min_length=1), BeforeValidator(_absolute)]
+Options = Annotated[dict[str, Any], AfterValidator(lambda options: refuse_secrets(options))]
 Size = Annotated[ByteSize, Field(gt=0)]
 
 
@@ -53,7 +66,7 @@ class Input(_Model):
     limit: Annotated[int, Field(gt=0)] | None = None
     max_document: Size = ByteSize(64 * 2**20)
     piece: Literal["auto"] | Size = "auto"
-    storage_options: dict[str, Any] = Field(default_factory=dict)
+    storage_options: Options = Field(default_factory=dict)
 
     @field_validator("path", mode="before")
     @classmethod
@@ -80,11 +93,6 @@ class Input(_Model):
             if spelled is not None:
                 parse_type(spelled)
         return value
-
-    @field_validator("storage_options")
-    @classmethod
-    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return refuse_secrets(value)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -136,13 +144,8 @@ class Output(_Model):
     removed: Literal["keep", "drop"] = "keep"
     single_writer: bool = False
     """Stand in for create-only writes on a store that has none, by promising that no other run writes."""
-    storage_options: dict[str, Any] | None = None
+    storage_options: Options | None = None
     """As `input.storage_options`, which it defaults to where both are on the same protocol."""
-
-    @field_validator("storage_options")
-    @classmethod
-    def _no_secrets(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if value is None else refuse_secrets(value)
 
 
 class Runtime(_Model):
@@ -159,6 +162,12 @@ class Runtime(_Model):
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Restarts of one encoder actor before the run gives up (exit 3)."""
 
+    @field_validator("backend")
+    @classmethod
+    def _backend(cls, value: str) -> str:
+        _check_module(operators.encoders, value)
+        return value
+
 
 class Config(_Model):
     """A whole job. Everything has a default but `input.path`, `output.path` and one task with its head and model."""
@@ -172,25 +181,17 @@ class Config(_Model):
 
     @model_validator(mode="after")
     def _names(self) -> Config:
-        taken = {
-            "_shard": "the shard",
-            "_row": "the row",
-            "id": "the id",
-            "n_tokens": "a count",
-            "n_segments": "a count",
-            "truncated": "a flag",
-        }
+        counts = ("n_tokens", "n_segments", "truncated")
+        taken = {name: f"column {name}" for name in ("_shard", "_row", "id", *counts)}
         for where, names in (("input.keep", list(self.input.keep)), ("tasks", list(self.tasks))):
             for name in names:
                 if name in taken:
-                    raise ValueError(
-                        f"{where}: column {name!r} is already the output's column for {taken[name]}; choose another name"
-                    )
+                    raise ValueError(f"{where}: column {name!r} is already the output's ({taken[name]}); choose another name")
                 if name.startswith("__") or not name:
                     raise ValueError(f"{where}: column {name!r}: names that are empty or start with '__' are reserved")
                 taken[name] = f"{where}.{name}"
                 if where == "tasks":
-                    taken.update({f"{name}_{count}": f"task {name}" for count in ("n_tokens", "n_segments", "truncated")})
+                    taken.update({f"{name}_{count}": f"task {name}" for count in counts})
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,11 +212,21 @@ class Config(_Model):
 
 def head_config(kind: str) -> type[BaseModel]:
     """The Config class of head `kind`, whose module is `operators.heads.<kind>`; ValueError names the real modules."""
-    kinds = sorted(m.name for m in pkgutil.iter_modules(operators.heads.__path__) if not m.name.startswith("_"))
-    if kind not in kinds:
-        raise ValueError(f"no head is named {kind!r}{did_you_mean(kind, kinds)}; there are: {', '.join(kinds)}")
+    _check_module(operators.heads, kind)
     config: type[BaseModel] = importlib.import_module(f"operators.heads.{kind}").Config
     return config
+
+
+def _modules(package: ModuleType) -> list[str]:
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def _check_module(package: ModuleType, kind: str) -> None:
+    """The name in the config is the module; ValueError names the real ones."""
+    kinds = _modules(package)
+    if kind not in kinds:
+        where = package.__name__.rpartition(".")[2]
+        raise ValueError(f"{kind!r} is none of the {where}{did_you_mean(kind, kinds)}; there are: {', '.join(kinds)}")
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -276,8 +287,8 @@ def _known_keys(location: list[str]) -> list[str]:
     if location[0] == "tasks" and len(location) > 2:
         if "segments" in location[2:-1]:
             return list(Segments.model_fields)
-        heads = [m.name for m in pkgutil.iter_modules(operators.heads.__path__)]
-        return ["head", "model", "revision", "segments", *{name for kind in heads for name in head_config(kind).model_fields}]
+        settings = {name for kind in _modules(operators.heads) for name in head_config(kind).model_fields}
+        return ["head", "model", "revision", "segments", *settings]
     model: Any = Config
     for part in location[:-1]:
         model = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None

@@ -38,9 +38,9 @@ def check_model(config: Config, name: str, task: Task) -> Model:
         raise ConfigError(str(error), field=f"tasks.{name}.model") from error
     try:
         head = importlib.import_module(f"operators.heads.{task.head}").Head(task.settings, layout)
+        tokenizer = Tokenizer(layout.transformer_dir, prompt=head.prompt, lowercase=layout.do_lower_case)
     except ValueError as error:
         raise ConfigError(str(error), field=f"tasks.{name}") from error
-    tokenizer = Tokenizer(layout.transformer_dir, prompt=head.prompt, lowercase=layout.do_lower_case)
     where = f"tasks.{name}.segments" if task.segments else "segments"
     windowing, notes = _windowing(task.segments or config.segments, layout, tokenizer, where)
     model = ModelRecipe(task.model, repository.revision or task.revision)

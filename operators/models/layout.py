@@ -80,7 +80,6 @@ class Layout:
     transformer_dir: Path
     model_type: str
     hidden_size: int
-    n_layers: int
     max_positions: int | None
     """Tokens that the position embeddings allow, special tokens included; None where the model states no limit."""
     max_seq_length: int | None
@@ -131,9 +130,7 @@ def read_layout(path: Path) -> Layout:
         raise ValueError(
             f"{transformer_dir}/config.json: model_type {model_type!r} is not among those that run: {', '.join(MODEL_TYPES)}"
         )
-    hidden_size, n_layers = (
-        _whole_number(config, names, transformer_dir) for names in (("hidden_size", "dim"), ("num_hidden_layers", "n_layers"))
-    )
+    hidden_size = _whole_number(config, ("hidden_size", "dim"), transformer_dir)
     settings: dict[str, Any] = next(filter(None, (read_json(transformer_dir / name) for name in _TRANSFORMER_CONFIGS)), {})
     task = settings.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
@@ -145,7 +142,6 @@ def read_layout(path: Path) -> Layout:
         transformer_dir=transformer_dir,
         model_type=model_type,
         hidden_size=hidden_size,
-        n_layers=n_layers,
         max_positions=_max_positions(config, model_type),
         max_seq_length=settings.get("max_seq_length"),
         do_lower_case=bool(settings.get("do_lower_case")),

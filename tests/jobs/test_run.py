@@ -152,6 +152,7 @@ def test_a_limit_tries_a_config_and_never_shrinks_a_table(tmp_path: Path, job: J
         (["input.keep=[nothing]"], "nothing"),
         (["tasks.vector.model=/nowhere/at/all"], "tasks.vector.model"),
         (["tasks.vector.dim=100000"], "dim"),
+        (["tasks.vector.prompt=ends-in-a-word"], "tasks.vector: prompt"),
         (["segments.overlap=29"], "overlap"),
         (["segments.max_tokens=2"], "max_tokens"),
         (["runtime.device=npu"], "runtime.device"),

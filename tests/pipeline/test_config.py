@@ -44,6 +44,7 @@ def test_everything_but_input_output_and_one_task_has_a_default() -> None:
         (job(tasks={}), "tasks"),
         (job(output={}), "output.path: is missing"),
         (job(runtime={"workers": 0}), "runtime.workers"),
+        (job(runtime={"backend": "torhc"}), "runtime.backend: 'torhc' is none of the encoders; did you mean 'torch'?"),
         (job(input={"path": "/x", "max_document": "sixty"}), "input.max_document: could not parse"),
         (job(input={"path": "/x", "keep": ["id"]}), "column 'id' is already the output's"),
         (job(input={"path": "/x", "keep": ["vector"]}), "column 'vector' is already the output's"),
