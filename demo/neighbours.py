@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,19 @@ def summary(path: str, books: dict[str, Any], rows: pa.Table) -> Table:
     )
     table.add_row("quarantine", ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "empty")
     table.add_row("read", f"{pc.sum(rows['n_tokens']).as_py():,} tokens in {pc.sum(rows['n_segments']).as_py():,} windows")
+    table.add_row("speed", speed(path, books["run_id"]))
     table.add_row(
         "longest",
         f"{rows['title'][longest]}: {rows['n_tokens'][longest].as_py():,} tokens, every one read, "
         f"in {rows['n_segments'][longest]} windows and one vector",
     )
     return table
+
+
+def speed(path: str, run_id: str) -> str:
+    """From the report of the run that published the table."""
+    report = json.loads((Path(path) / "_runs" / run_id / "report.json").read_text(encoding="utf-8"))
+    return f"{report['tokens_per_second']:,.0f} tokens/s, start-up of the engine included"
 
 
 def neighbours(rows: pa.Table) -> Table:

@@ -11,6 +11,7 @@ same stages: `engines.local` in this process, `engines.ray` on actors. Exactly-o
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -85,8 +86,11 @@ def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
             watch.done(outcome)
         work.seconds = time.perf_counter() - started
         stop.check()
-        commit = settle(plan, work)
-    return report(plan, work, commit)
+        closed, commit = settle(plan, work)
+    result = report(plan, work, closed, commit)
+    if result["published"]:
+        plan.recipe.store.put(f"_runs/{plan.recipe.run_id}/report.json", json.dumps(result, indent=1).encode())
+    return result
 
 
 def execute(plan: Plan, stop: Stop) -> Iterator[Outcome]:
@@ -100,8 +104,8 @@ def execute(plan: Plan, stop: Stop) -> Iterator[Outcome]:
         engine.shutdown()
 
 
-def settle(plan: Plan, work: Work) -> Commit:
-    """Close the books and publish. Incomplete names the pieces that failed."""
+def settle(plan: Plan, work: Work) -> tuple[list[Record], Commit]:
+    """Close the books and publish: the records of the input, and the table's version. Incomplete names the pieces that failed."""
     records = list({**plan.known, **work.records}.values())
     try:
         closed = close(plan.source.spans, records)
@@ -110,27 +114,26 @@ def settle(plan: Plan, work: Work) -> Commit:
         more = f"\n  ... and {len(work.failures) - 10} more" if len(work.failures) > 10 else ""
         raise Incomplete(f"{error}{failures}{more}") from error
     duplicates = (lambda final: count_duplicate_ids(plan.recipe.store, final)) if plan.config.input.id else (lambda final: 0)
-    return publish(plan.recipe.store, draft(plan, closed), count_duplicates=duplicates)
+    return closed, publish(plan.recipe.store, draft(plan, closed), count_duplicates=duplicates)
 
 
-def report(plan: Plan, work: Work, commit: Commit) -> dict[str, Any]:
+def report(plan: Plan, work: Work, closed: list[Record], commit: Commit) -> dict[str, Any]:
     """What `run --json` prints: of this run, and the books of the table."""
-    current = sum(1 for r in plan.known.values()) + len(work.records)
-    encoders = Counter[str]()
+    done: Counter[str] = Counter()  # adds floats as well
     for record in work.records.values():
-        encoders.update({k: v for k, v in record.statistics.items() if isinstance(v, (int, float))})
+        done.update(record.statistics)
     return {
         "run_id": plan.recipe.run_id,
         "version": commit.version,
         "generation": commit.generation,
         "published": commit.run_id == plan.recipe.run_id,
-        "pieces": current,
+        "pieces": len(closed),
         "encoded": work.encoded,
-        "reused": current - work.encoded,
+        "reused": len(closed) - work.encoded,
         "tokens": int(work.tokens),
         "seconds": round(work.seconds, 3),
         "tokens_per_second": round(work.tokens / work.seconds, 1) if work.seconds else 0.0,
-        "statistics": {k: round(v, 3) for k, v in sorted(encoders.items())},
+        "statistics": {k: round(v, 3) for k, v in sorted(done.items())},
         "output": plan.config.output.path,
         "books": commit.totals,
         "duplicate_ids": commit.duplicate_ids,
