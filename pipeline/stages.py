@@ -110,15 +110,15 @@ class Stages:
         """Run the encoders and heads: the documents become the rows of the output table."""
         return self._guard(item, self._encode)
 
-    def write(self, item: Item) -> Item:
+    def write(self, item: Item) -> Outcome:
         """Put the files and the record."""
-        return self._guard(item, self._write)
+        outcome = self._guard(item, self._write)
+        assert isinstance(outcome, Outcome)
+        return outcome
 
     def finish(self, item: Item) -> Outcome:
         """prepare, encode and write in one go; never raises for what one piece did."""
-        outcome = self.write(self.encode(self.prepare(item)))
-        assert isinstance(outcome, Outcome)
-        return outcome
+        return self.write(self.encode(self.prepare(item)))
 
     def _guard(self, item: Item, stage: Callable[[Batch], Item]) -> Item:
         if isinstance(item, Outcome):

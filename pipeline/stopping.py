@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from pipeline.errors import Terminated
+
+
+class _Interruption(BaseException):
+    """Raised by the handler; no `except Exception` on the way takes it for a failure of the work."""
 
 
 class Stop:
@@ -16,6 +22,7 @@ class Stop:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._before: Any = None
+        self._interruptible = False
 
     def __enter__(self) -> Stop:
         self._before = signal.getsignal(signal.SIGTERM)
@@ -33,6 +40,20 @@ class Stop:
 
     def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
         self._event.set()
+        if self._interruptible:
+            raise _Interruption
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A stretch of work in the main thread that SIGTERM ends at once, with `Terminated`; not for writes."""
+        self.check()
+        self._interruptible = True
+        try:
+            yield
+        except _Interruption:
+            self.check()
+        finally:
+            self._interruptible = False
 
     def set(self) -> None:
         """Ask for the stop from within the process."""

@@ -28,9 +28,14 @@ def execute(recipe: Recipe, placement: Placement, todos: list[Todo], stop: Stop)
     stages = Stages(recipe, threads=placement.threads)
     stages.load()
     for todo in todos:
-        for item in stages.read(todo):
-            stop.check()
-            yield stages.finish(item)
+        items = stages.read(todo)
+        while True:
+            with stop.interruptible():
+                item = next(items, None)
+                if item is None:
+                    break
+                encoded = stages.encode(stages.prepare(item))
+            yield stages.write(encoded)
 
 
 def shutdown() -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import open_output
-from tests.jobs.conftest import ROOT, write_corpus
+from tests.jobs.conftest import ROOT, text, write_corpus
 
 Job = Callable[..., Path]
 Tidemill = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -215,6 +215,21 @@ def test_sigterm_ends_with_143_and_the_same_command_goes_on(tmp_path: Path, job:
     done = report(tidemill("run", config, "--json"))
     assert done["reused"] == recorded
     assert done["books"]["rows_out"] == rows
+
+
+def test_sigterm_does_not_wait_for_a_large_piece(tmp_path: Path, job: Job) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"text": [text(i, 150) for i in range(15_000)]}), tmp_path / "in" / "large.parquet")
+    config = job(input={"keep": [], "id": None, "piece": "32MiB"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs", "run", config], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    assert b"to do" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert not (tmp_path / "out").exists()
 
 
 def test_doctor_checks_storage_and_plan(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
