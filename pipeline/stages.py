@@ -91,11 +91,10 @@ class Stages:
         """The pieces of a span that have no record yet, in order; ends early where a stop was asked for."""
         where = f"{todo.span.shard.key} from {todo.span.start}"
         try:
-            for rows in read_span(todo, self._recipe.read):
+            for batch in read_span(todo, self._recipe.read):
                 if self._recipe.stop_asked():
                     yield Outcome(where)
                     return
-                batch = Batch(**{name: getattr(rows, name) for name in _PIECE_FIELDS})
                 # Another run, or an attempt of ours that died after its record, may have settled the piece meanwhile.
                 record = read_record(self._recipe.store, self._recipe.generation, batch.id)
                 yield Outcome(where, record) if record else batch
@@ -192,9 +191,6 @@ class Stages:
         mine = replace(batch, statistics={**batch.statistics, **counts})
         record, won = sink.write(self._recipe.store, self._recipe.generation, mine)
         return Outcome(_where(batch), record, encoded=won)
-
-
-_PIECE_FIELDS = ("span", "index", "start", "stop", "last", "rows_in", "documents", "quarantine")
 
 
 def _tokenizer(view: View) -> Tokenizer:

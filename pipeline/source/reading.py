@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.schema import ID, ROW, TEXT, documents_schema
 from pipeline import quarantine
+from pipeline.batch import Batch
 from pipeline.ledger.pieces import Span, Todo
 from pipeline.quarantine import Entry
 from pipeline.source import parquet
@@ -19,38 +19,20 @@ from pipeline.source.listing import format_of
 from pipeline.source.parsing import Parser, line_limit
 from pipeline.source.storage import Corrupt, check_unchanged
 
-__all__ = ["PieceRows", "ReadRecipe", "read_span"]
+__all__ = ["ReadRecipe", "read_span"]
 
 MAX_TEXT = 2**30
 """Bytes of text in one piece, at most; only shards made to decompress without end come near it."""
 
 
-@dataclass(frozen=True)
-class PieceRows:
-    """The rows of one piece, which runs from `start` to `stop` of its shard."""
-
-    span: Span
-    index: int
-    start: int
-    stop: int
-    last: bool
-    """No further piece follows in the span."""
-    rows_in: int
-    documents: pa.Table
-    """`operators.schema.documents_schema(keep)`, in input order."""
-    quarantine: pa.Table
-    """`pipeline.quarantine.SCHEMA`, in input order."""
-    filtered: int = 0
-
-
-def read_span(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
+def read_span(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
     """The span's pieces in order, without those that are done.
 
     Raises TidemillError where the shard is no longer the version that was listed; faults of the store pass through. Content
     that cannot be decoded is a piece with one `unreadable` entry."""
     span = todo.span
     if span.unreadable is not None:
-        pieces: Iterable[PieceRows] = (
+        pieces: Iterable[Batch] = (
             [] if 0 in todo.done else [_unreadable(span, recipe, 0, span.start, span.stop or 0, span.unreadable)]
         )
     else:
@@ -60,7 +42,7 @@ def read_span(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
     yield from pieces
 
 
-def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
+def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
     span = todo.span
     stop = span.start if span.stop is None else span.stop
     if 0 in todo.done:
@@ -87,7 +69,7 @@ def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
     yield _piece(span, recipe, Chunk(0, span.start, stop, True, ()), tables, entries)
 
 
-def _read_jsonl(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
+def _read_jsonl(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
     span = todo.span
     parser = Parser(recipe, span.shard.key)
     for chunk in cut_chunks(read_lines(span, line_limit(recipe.max_document), recipe.storage_options), span):
@@ -108,12 +90,12 @@ def _read_jsonl(todo: Todo, recipe: ReadRecipe) -> Iterator[PieceRows]:
         yield _piece(span, recipe, chunk, tables, entries)
 
 
-def _piece(span: Span, recipe: ReadRecipe, chunk: Chunk, tables: list[pa.Table], entries: list[Entry]) -> PieceRows:
+def _piece(span: Span, recipe: ReadRecipe, chunk: Chunk, tables: list[pa.Table], entries: list[Entry]) -> Batch:
     documents = pa.concat_tables([documents_schema(recipe.keep).empty_table(), *tables])
     bad = quarantine.table(span.shard.key, sorted(entries, key=lambda e: -1 if e.row is None else e.row))
     rows_in = documents.num_rows + bad.num_rows
-    return PieceRows(span, chunk.index, chunk.start, chunk.stop, chunk.last, rows_in, documents, bad)
+    return Batch(span, chunk.index, chunk.start, chunk.stop, chunk.last, rows_in, documents, bad)
 
 
-def _unreadable(span: Span, recipe: ReadRecipe, index: int, start: int, stop: int, why: str) -> PieceRows:
+def _unreadable(span: Span, recipe: ReadRecipe, index: int, start: int, stop: int, why: str) -> Batch:
     return _piece(span, recipe, Chunk(index, start, stop, True, ()), [], [Entry(None, None, "unreadable", why)])

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.batch import Batch
 from pipeline.config import Input
 from pipeline.ledger.pieces import Shard, Todo
 from pipeline.source.listing import list_shards
 from pipeline.source.planning import Pins, SourcePlan, plan_source
-from pipeline.source.reading import PieceRows, ReadRecipe, read_span
+from pipeline.source.reading import ReadRecipe, read_span
 from pipeline.source.storage import filesystem, version_of
 
 
@@ -48,10 +49,10 @@ def plan() -> Callable[..., SourcePlan]:
 
 
 @pytest.fixture
-def read(plan: Callable[..., SourcePlan]) -> Callable[..., list[PieceRows]]:
+def read(plan: Callable[..., SourcePlan]) -> Callable[..., list[Batch]]:
     """Plans and reads `Input(**settings)`: all pieces in shard order."""
 
-    def pieces(**settings: Any) -> list[PieceRows]:
+    def pieces(**settings: Any) -> list[Batch]:
         source = Input(**settings)
         planned = plan(**settings)
         recipe = ReadRecipe(source.text, source.id, planned.keep, source.max_document, source.format, source.storage_options)

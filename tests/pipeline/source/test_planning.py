@@ -17,15 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from operators.schema import TEXT
+from pipeline.batch import Batch
 from pipeline.config import Input
 from pipeline.errors import ConfigError, TidemillError
 from pipeline.ledger.pieces import Span
 from pipeline.source.listing import list_shards
 from pipeline.source.planning import Pins, SourcePlan, plan_source
-from pipeline.source.reading import PieceRows
 
 Plan = Callable[..., SourcePlan]
-Read = Callable[..., list[PieceRows]]
+Read = Callable[..., list[Batch]]
 
 
 @pytest.fixture

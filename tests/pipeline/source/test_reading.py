@@ -19,15 +19,16 @@ import zstandard
 
 from operators.schema import ID, ROW, TEXT, documents_schema
 from pipeline import quarantine
+from pipeline.batch import Batch
 from pipeline.config import Input
 from pipeline.errors import TidemillError
 from pipeline.ledger.pieces import Shard, Span, Todo
 from pipeline.source import jsonl, reading
 from pipeline.source.planning import SourcePlan
-from pipeline.source.reading import PieceRows, ReadRecipe, read_span
+from pipeline.source.reading import ReadRecipe, read_span
 
 Plan = Callable[..., SourcePlan]
-Read = Callable[..., list[PieceRows]]
+Read = Callable[..., list[Batch]]
 
 LINES = [
     b'{"text": "good one", "doc": 1, "lang": "en", "stars": 5}',
@@ -58,11 +59,11 @@ REASONS = {
 SETTINGS: dict[str, Any] = {"id": "doc", "keep": {"lang": None, "stars": "int64"}, "max_document": 1000}
 
 
-def books_close(pieces: list[PieceRows], keep: pa.Schema) -> None:
+def books_close(pieces: list[Batch], keep: pa.Schema) -> None:
     for piece in pieces:
         assert piece.documents.schema == documents_schema(keep)
         assert piece.quarantine.schema == quarantine.SCHEMA
-        assert piece.rows_in == piece.documents.num_rows + piece.quarantine.num_rows + piece.filtered
+        assert piece.rows_in == piece.documents.num_rows + piece.quarantine.num_rows
         rows = piece.documents[ROW].to_pylist()
         assert rows == sorted(set(rows))
         piece.documents.validate(full=True)
@@ -139,7 +140,7 @@ def test_a_stream_that_breaks_off(tmp_path: Path, read: Read, monkeypatch: pytes
     assert texts == [json.loads(line)["text"] for line in lines[: len(texts)]]
 
 
-def _comparable(piece: PieceRows) -> tuple[Any, ...]:
+def _comparable(piece: Batch) -> tuple[Any, ...]:
     return (piece.index, piece.start, piece.stop, piece.last, piece.rows_in, piece.documents, piece.quarantine)
 
 
