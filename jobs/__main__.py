@@ -31,14 +31,11 @@ def main() -> None:
         code = app(standalone_mode=False)
     except TidemillError as error:
         console.fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         console.fail("interrupted; what was recorded stays, and the same command goes on from there", 130)
-    except typer.Abort:
-        sys.exit(130)
     except Exception as error:  # noqa: BLE001 -- the last resort: an error that is ours
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # usage errors of the command line itself
-            error.show()
-            sys.exit(error.exit_code)
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # usage errors of the command line itself
+            console.fail(f"{error.format_message()}; see tidemill --help", error.exit_code)
         traceback.print_exc()
         console.fail(f"{type(error).__name__}: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -50,7 +50,10 @@ def parse_options(pairs: list[str] | None) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError("write key=value, for example endpoint_url=http://localhost:9000", field="--storage-option")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            options[key] = value
     return options
 
 

@@ -108,8 +108,10 @@ def _ray() -> Check:
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
-    except (TidemillError, OSError) as error:
-        return Check(name, False, f"{type(error).__name__}: {error}")
+    except TidemillError as error:
+        return Check(name, False, str(error))
+    except Exception as error:  # noqa: BLE001 -- each store's library raises its own, and the other checks are still wanted
+        return Check(name, False, type(error).__name__)
 
 
 def _storage(settings: Config) -> Check:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 import yaml
@@ -46,6 +47,8 @@ def command(
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
         raise ConfigError("no cluster is named; give --address http://HOST:8265 or set RAY_ADDRESS", field="--address")
+    if urlsplit(address).username is not None:
+        raise ConfigError("the address carries credentials; give the token by RAY_AUTH_TOKEN instead", field="--address")
     # Imported here: it takes a second, and `tidemill --help` should not.
     from ray.job_submission import JobSubmissionClient
 

@@ -80,6 +80,8 @@ class Input(_Model):
     @field_validator("keep", mode="before")
     @classmethod
     def _keep(cls, value: object) -> object:
+        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            raise ValueError("a list of keep names columns; with types it is a mapping, as in keep: {lang: string}")
         return dict.fromkeys(value) if isinstance(value, list) else value
 
     @field_validator("keep")
@@ -121,8 +123,10 @@ class Task(_Model):
     @model_validator(mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if not isinstance(value, dict) or "settings" in value or "head" not in value:
+        if not isinstance(value, dict) or isinstance(value.get("settings"), BaseModel):
             return value
+        if "head" not in value:
+            raise ValueError(f"head is missing; there are: {', '.join(_modules(operators.heads))}")
         own = {k: value[k] for k in ("head", "model", "revision", "segments") if k in value}
         rest = {k: v for k, v in value.items() if k not in own}
         return {**own, "settings": head_config(str(value["head"])).model_validate(rest)}
@@ -181,8 +185,7 @@ class Config(_Model):
 
     @model_validator(mode="after")
     def _names(self) -> Config:
-        counts = ("n_tokens", "n_segments", "truncated")
-        taken = {name: f"column {name}" for name in ("_shard", "_row", "id", *counts)}
+        taken = {name: f"column {name}" for name in ("_shard", "_row", "id", "n_tokens", "n_segments", "truncated")}
         for where, names in (("input.keep", list(self.input.keep)), ("tasks", list(self.tasks))):
             for name in names:
                 if name in taken:
@@ -190,8 +193,6 @@ class Config(_Model):
                 if name.startswith("__") or not name:
                     raise ValueError(f"{where}: column {name!r}: names that are empty or start with '__' are reserved")
                 taken[name] = f"{where}.{name}"
-                if where == "tasks":
-                    taken.update({f"{name}_{count}": f"task {name}" for count in counts})
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -239,12 +240,13 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read, override and validate the config at `path` (a local path or an allowed fsspec URL). ConfigError on anything wrong."""
     try:
         check_url(str(path))
+    except ValueError as error:
+        raise ConfigError(str(error), field="CONFIG") from None
+    try:
         with fsspec.open(str(path), "rb") as file:
             text = file.read().decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read the config {str(path)!r}: {type(error).__name__}; give the path of a YAML file"
-        ) from error
+    except Exception as error:  # each store's library raises its own
+        raise ConfigError(f"cannot read {path}: {type(error).__name__}; give the path of a YAML file", field="CONFIG") from error
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -278,7 +280,9 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{field}: is missing and has no default"
     value = error.get("input")
-    shown = error["type"] != "value_error" and isinstance(value, (str, int, float, bool, type(None))) and "://" not in str(value)
+    plain = isinstance(value, (str, int, float, bool, type(None))) and "://" not in str(value)
+    # What stands below storage_options may be a secret, wrong as it is there.
+    shown = plain and error["type"] != "value_error" and "storage_options" not in location
     return f"{field}: {message}, got {value!r}" if shown else f"{field}: {message}"
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from operators.models.layout import read_layout
 from operators.schema import TEXT
@@ -21,7 +20,7 @@ from pipeline.source.reading import read_span
 
 _SAMPLE_SPANS = 8
 _SAMPLE_ROWS = 64
-_SAMPLE_BYTES = 256 * 2**10
+_SAMPLE_BYTES = 64 * 2**10
 _PIECE_OVERHEAD = 1 << 30
 """Bytes of interpreter, torch and one piece with its packs."""
 
@@ -35,6 +34,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "ignored_files": listing.ignored,
         "text_bytes": source.text_bytes,
         "piece_bytes": source.piece_bytes,
+        "pieces": sum(max(1, s.weight // s.piece_bytes) if s.rows is None else 1 for s in source.spans),
         "spans": len(source.spans),
         "spans_to_do": len(plan.todos),
         "shards_that_left": len(removed(plan)),
@@ -58,33 +58,32 @@ def estimate(plan: Plan) -> dict[str, Any]:
 
 
 def _rows(plan: Plan) -> str:
-    known = sum(s.rows or 0 for s in plan.source.spans)
-    held = sum(r.rows_in for r in plan.known.values())
+    footers = sum(t.span.rows or 0 for t in plan.todos)
+    recorded = sum(r.rows_in for r in plan.known.values())
     unread = sum(1 for t in plan.todos if t.span.rows is None and not t.span.unreadable)
-    parts = [f"{known} by Parquet footers"] if known else []
-    parts += [f"{held} recorded"] if held else []
+    parts = [f"{footers} by Parquet footers"] if footers else []
+    parts += [f"{recorded} recorded"] if recorded else []
     parts += [f"those of {unread} JSONL spans"] if unread else []
     return ", ".join(parts) or "0"
 
 
 def _tokens(plan: Plan) -> dict[str, Any]:
-    """Tokens, windows and packs of all text and of what is to do, scaled up from the sample by bytes of text."""
+    """Tokens, windows and packs of the first task: of all text and of what is to do, scaled up from the sample."""
     spans = [s for s in plan.source.spans if not s.unreadable and s.rows != 0]
-    texts = [t for span in _spread(spans) for t in _sample(plan, span)]
-    if not texts:
-        return {"sample_documents": 0, "tokens": 0, "segments": 0, "tokens_to_do": 0, "packs_to_do": 0}
-    column = pa.chunked_array(texts, pa.large_string()).combine_chunks()
+    samples = [_sample(plan, span) for span in _spread(spans)]
+    texts = [chunk for sample, _ in samples for chunk in sample.chunks]
+    covered = sum(weight for _, weight in samples)
     model = next(iter(plan.models.values()))
     layout = read_layout(model.repository.path)
     tokenizer = Tokenizer(layout.transformer_dir, prompt=model.view.prompt, lowercase=layout.do_lower_case)
-    segments = segment(np.diff(tokenizer.tokenize(column).bounds), model.view.windowing)
-    sampled = max(1, int(pc.sum(pc.binary_length(column)).as_py()))
+    lengths = np.diff(tokenizer.tokenize(pa.chunked_array(texts, pa.large_string()).combine_chunks()).bounds)
+    segments = segment(lengths, model.view.windowing)
     tokens = int(segments.length.sum()) + len(segments.length) * tokenizer.specials
-    scale = plan.source.text_bytes / sampled
-    share = sum(t.span.weight for t in plan.todos) / max(1, sum(s.weight for s in plan.source.spans))
-    to_do = int(tokens * scale * share)
+    total = sum(s.weight for s in plan.source.spans)
+    scale = total / covered if covered else 0.0
+    to_do = int(tokens * scale * sum(t.span.weight for t in plan.todos) / max(1, total))
     return {
-        "sample_documents": len(column),
+        "sample_documents": len(lengths),
         "tokens": int(tokens * scale),
         "segments": int(len(segments.length) * scale),
         "tokens_to_do": to_do,
@@ -98,12 +97,14 @@ def _spread(spans: list[Span]) -> list[Span]:
     return spans[::step][:_SAMPLE_SPANS]
 
 
-def _sample(plan: Plan, span: Span) -> list[pa.Array]:
-    """Texts of the first rows of a span."""
+def _sample(plan: Plan, span: Span) -> tuple[pa.ChunkedArray, float]:
+    """Texts at the beginning of a span, and how much of its weight they stand for."""
     if span.rows is not None:
-        part = replace(span, stop=span.start + min(span.rows, _SAMPLE_ROWS), rows=min(span.rows, _SAMPLE_ROWS))
+        rows = min(span.rows, _SAMPLE_ROWS)
+        part = replace(span, stop=span.start + rows, rows=rows)
     else:
         part = replace(span, piece_bytes=min(span.piece_bytes, _SAMPLE_BYTES))
     for piece in islice(read_span(Todo(part), plan.recipe.read), 1):
-        return list(piece.documents[TEXT].slice(0, _SAMPLE_ROWS).chunks)
-    return []
+        share = piece.rows_in / span.rows if span.rows else min(1.0, (piece.stop - piece.start) / max(1, span.weight))
+        return piece.documents[TEXT], span.weight * share
+    return pa.chunked_array([], pa.large_string()), 0.0

@@ -97,6 +97,7 @@ def execute(plan: Plan, stop: Stop) -> Iterator[Outcome]:
     """Run the stages over every span with work left; without any, no engine is started and no model loaded."""
     if not plan.todos:
         return
+    plan.recipe.announce()
     engine = engine_of(plan.config)
     try:
         yield from engine.execute(plan.recipe, plan.place(engine), plan.todos, stop)

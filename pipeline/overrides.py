@@ -14,7 +14,7 @@ def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"override {override!r}: write key.path=value, for example runtime.workers=2")
+        raise ConfigError("an override is no key.path=value; write for example runtime.workers=2")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -26,7 +26,7 @@ def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:
     for key in keys[:-1]:
         child = node.get(key)
         if child is not None and not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {key!r} is a {type(child).__name__}, not a mapping")
+            raise ConfigError(f"override of {path}: {key!r} is a {type(child).__name__}, not a mapping")
         node[key] = dict(child or {})
         node = node[key]
     node[keys[-1]] = value

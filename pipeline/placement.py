@@ -24,6 +24,8 @@ class Resources:
     cpus: float
     devices: float
     memory: int
+    nodes: int = 1
+    """Machines that the CPUs are on."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,6 @@ class Placement:
         elif self.kind == "npu":
             options["resources"] = {"NPU": self.devices_per_worker}
         return options
-
-    def describe(self) -> str:
-        """One line for the plan."""
-        where = "read, tokenize and write inside it" if self.fused else "read, tokenize and write as CPU tasks of their own"
-        threads = f", {self.threads} thread{'s' if self.threads > 1 else ''} each" if self.threads else ""
-        return f"{self.workers} encoder worker{'s' if self.workers > 1 else ''} on {self.kind}{threads}; {where}"
 
 
 @dataclass(frozen=True)
@@ -92,8 +88,8 @@ def place(kind: str, has: Resources, wish: Wish) -> Placement:
         workers = max(1, min(workers, wish.pieces))
     # A fused worker keeps a span to itself: with fewer spans than workers (one large compressed file) some would idle.
     fused = wish.stages == "fused" or (wish.stages == "auto" and kind == "cpu" and wish.todos >= workers)
-    # One CPU stays free of actors; on a machine with a single one they share it in quarters.
-    free_for_actors = cpus - 1 if cpus > 1 else 0.25
+    # On each machine one CPU stays free of actors; where there is a single one they share it in quarters.
+    free_for_actors = cpus - has.nodes if cpus > has.nodes else 0.25 * cpus
     threads = max(1, cpus // workers) if kind == "cpu" else 0
     per_worker = free_for_actors / workers
     return Placement(
@@ -102,7 +98,7 @@ def place(kind: str, has: Resources, wish: Wish) -> Placement:
         threads=threads,
         cpus_per_worker=_floor(min(per_worker, max(1, threads))),
         devices_per_worker=0.0 if kind == "cpu" else _floor(1 / per_device),
-        cpus_per_task=1.0 if cpus >= 4 else 0.5 if cpus >= 2 else 0.25,
+        cpus_per_task=1.0 if cpus >= 4 * has.nodes else 0.5 if cpus >= 2 * has.nodes else 0.25,
         fused=fused,
     )
 

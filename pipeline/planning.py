@@ -21,7 +21,7 @@ import pyarrow as pa
 from operators.devices import Device, choose, default_token_budget, resolve_precision
 from pipeline import sink
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TidemillError
 from pipeline.ledger.pieces import Shard, Span, Todo
 from pipeline.ledger.publish import Commit, Draft, commit_schema, encode_schema, head, manifest_records
 from pipeline.ledger.records import Record, find_work, read_records
@@ -64,7 +64,7 @@ class Plan:
     @property
     def pins(self) -> dict[str, Any]:
         """What `auto` resolved to, for the table's commit."""
-        return {"piece_bytes": self.source.piece_bytes, "precision": self.precision, "limit": self.config.input.limit}
+        return {"piece_bytes": self.source.piece_bytes, "precision": self.precision}
 
     @property
     def weights_bytes(self) -> int:
@@ -83,8 +83,7 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Check and resolve everything. ConfigError (exit 2) on anything wrong."""
     models = {name: check_model(config, name, task) for name, task in config.tasks.items()}
-    store = open_store(config.output.path, config.output_options, config.output.single_writer)
-    base = head(store)
+    store, base = _open(config)
     records = manifest_records(store, base) if base else []
     device, reasons = _device(config)
     precision = _precision(config, models, device, base, reasons)
@@ -92,7 +91,8 @@ def make_plan(config: Config) -> Plan:
     listing = list_shards(config.input, config.output.path)
     pins = Pins(base.pins.get("piece_bytes"), commit_schema(base)) if base else Pins()
     source = plan_source(config.input, listing, pins, _settled(base, records, config.input.limit))
-    fingerprint = _fingerprint(config, models, precision, source)
+    schema = _schema(config, models, source)
+    fingerprint = _fingerprint(config, models, precision, schema)
     generation = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     if base and generation != base.generation:
         # Everything is done again, so every shard is opened again.
@@ -105,7 +105,7 @@ def make_plan(config: Config) -> Plan:
         run_id=uuid.uuid4().hex[:16],
         generation=generation,
         store=store,
-        schema=_schema(config, models, source),
+        schema=schema,
         read=_read_recipe(config, source),
         views=views,
         tasks=tuple(
@@ -137,13 +137,30 @@ def make_plan(config: Config) -> Plan:
     )
 
 
+def _open(config: Config) -> tuple[Store, Commit | None]:
+    """The table's store and head commit; a store that cannot be read is a ConfigError."""
+    try:
+        store = open_store(config.output.path, config.output_options, config.output.single_writer)
+        return store, head(store)
+    except TidemillError:
+        raise
+    except Exception as error:  # each store's library raises its own
+        raise ConfigError(
+            f"cannot read the store: {type(error).__name__}; check the path, the credentials in the environment and whether the "
+            "extra for the protocol (s3, gcs, azure) is installed",
+            field="output.path",
+        ) from error
+
+
 def draft(plan: Plan, closed: list[Record]) -> Draft:
     """What the run wants to publish, from its closed books."""
+    limit = plan.config.input.limit
     return Draft(
         run_id=plan.recipe.run_id,
         generation=plan.generation,
         fingerprint=plan.fingerprint,
-        pins=plan.pins,
+        # A limit that nothing was beyond is none: the table holds all rows.
+        pins={**plan.pins, "limit": limit if limit is not None and sum(r.rows_in for r in closed) >= limit else None},
         schema=encode_schema(plan.recipe.schema),
         records=closed,
         shards=frozenset(s.key for s in plan.listing.shards),
@@ -190,17 +207,23 @@ def _schema(config: Config, models: dict[str, Model], source: SourcePlan) -> pa.
         for name, m in models.items()
         if (m.view.model, m.view.prompt, m.view.windowing) != (first.model, first.prompt, first.windowing)
     ]
-    return sink.output_schema(source.keep, {name: m.head.type for name, m in models.items()}, own_counts)
+    schema = sink.output_schema(source.keep, {name: m.head.type for name, m in models.items()}, own_counts)
+    for name, count in Counter(schema.names).items():
+        if count > 1:
+            raise ConfigError(
+                f"the output would have two columns {name!r}; rename a task or leave out the kept column", field="tasks"
+            )
+    return schema
 
 
-def _fingerprint(config: Config, models: dict[str, Model], precision: str, source: SourcePlan) -> dict[str, Any]:
+def _fingerprint(config: Config, models: dict[str, Model], precision: str, schema: pa.Schema) -> dict[str, Any]:
     """All that changes values; not paths, workers, packs or device."""
     return {
         "semantics": SEMANTICS,
         "precision": precision,
         "backend": config.runtime.backend,
         "input": {"text": config.input.text, "id": config.input.id, "max_document": config.input.max_document},
-        "keep": {field.name: str(field.type) for field in source.keep},
+        "columns": [f"{field.name}: {field.type}" for field in schema],
         "tasks": {
             name: {
                 "head": config.tasks[name].head,

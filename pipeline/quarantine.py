@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -31,8 +30,3 @@ def table(shard_key: str, entries: list[Entry]) -> pa.Table:
     """Entries of one shard as rows of the quarantine table (`SCHEMA`)."""
     columns = [[shard_key] * len(entries), *([getattr(e, name) for e in entries] for name in Entry._fields)]
     return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-
-
-def counts(entries: list[Entry]) -> dict[str, int]:
-    """Number of entries for each reason."""
-    return dict(Counter(e.reason for e in entries))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from operators.segmentation import Windowing
+from pipeline.errors import ConfigError
 from pipeline.ledger.store import Store
 from pipeline.source.reading import ReadRecipe
 
@@ -61,6 +63,15 @@ class Recipe:
     @property
     def _stop_key(self) -> str:
         return f"_runs/{self.run_id}/stop"
+
+    def announce(self) -> None:
+        """Leave a first object of the run in the store; ConfigError where it cannot be written, before anything is encoded."""
+        try:
+            self.store.put(f"_runs/{self.run_id}/started.json", json.dumps({"generation": self.generation}).encode())
+        except Exception as error:  # each store's library raises its own
+            raise ConfigError(
+                f"cannot write there: {type(error).__name__}; check the path and the credentials", field="output.path"
+            ) from error
 
     def ask_to_stop(self) -> None:
         """Leave a mark in the store that workers on every machine see before their next piece."""

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.devices import set_threads
-from operators.encoding import Encode
+from operators.encoding import Encode, Encoder
 from operators.models.layout import read_layout
 from operators.models.repository import resolve
 from operators.schema import ID, N_SEGMENTS, N_TOKENS, ROW, SHARD, TEXT, TRUNCATED
@@ -33,7 +33,7 @@ from pipeline.batch import Batch
 from pipeline.errors import TidemillError
 from pipeline.ledger.pieces import Todo
 from pipeline.ledger.records import Record, from_json, read_record, to_json
-from pipeline.recipe import Recipe, TaskRecipe, View
+from pipeline.recipe import ModelRecipe, Recipe, TaskRecipe, View
 from pipeline.source.reading import read_span
 
 
@@ -85,7 +85,12 @@ class Stages:
 
     def load(self) -> None:
         """Load the models; only workers that encode do."""
-        self._encoders = [_encoder(self._recipe, task, self._tokenizers[task.view]) for task in self._recipe.tasks]
+        models: dict[ModelRecipe, Encoder] = {
+            model: _load(self._recipe, model) for model in {task.model for task in self._recipe.tasks}
+        }
+        self._encoders = [
+            _encode(self._recipe, task, models[task.model], self._tokenizers[task.view]) for task in self._recipe.tasks
+        ]
 
     def read(self, todo: Todo) -> Iterator[Item]:
         """The pieces of a span that have no record yet, in order; ends early where a stop was asked for."""
@@ -199,12 +204,19 @@ def _tokenizer(view: View) -> Tokenizer:
     return Tokenizer(layout.transformer_dir, prompt=view.prompt, lowercase=layout.do_lower_case)
 
 
-def _encoder(recipe: Recipe, task: TaskRecipe, tokenizer: Tokenizer) -> Encode:
+def _load(recipe: Recipe, model: ModelRecipe) -> Encoder:
+    """The model's weights, once for all tasks that use it."""
+    layout = read_layout(resolve(model.source, model.revision).path)
+    encoder: Encoder = importlib.import_module(f"operators.encoders.{recipe.backend}").load(
+        layout, recipe.device, recipe.precision
+    )
+    return encoder
+
+
+def _encode(recipe: Recipe, task: TaskRecipe, encoder: Encoder, tokenizer: Tokenizer) -> Encode:
     layout = read_layout(resolve(task.model.source, task.model.revision).path)
-    backend = importlib.import_module(f"operators.encoders.{recipe.backend}")
     kind = importlib.import_module(f"operators.heads.{task.head}")
     head = kind.Head(kind.Config(**task.settings), layout)
-    encoder = backend.load(layout, recipe.device, recipe.precision)
     return Encode(encoder, head, tokenizer, recipe.views[task.view].windowing, recipe.tokens_per_pack)
 
 

@@ -29,9 +29,11 @@ class Stop:
         self.install()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if _in_main_thread():
             signal.signal(signal.SIGTERM, self._before)
+        if kind is _Interruption:  # raised on the way out of an interruptible stretch
+            self.check()
 
     def install(self) -> None:
         """Take SIGTERM. To be called again after `ray.init`, which puts a handler of its own in place."""
@@ -41,6 +43,7 @@ class Stop:
     def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
         self._event.set()
         if self._interruptible:
+            self._interruptible = False
             raise _Interruption
 
     @contextmanager

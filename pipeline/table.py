@@ -14,7 +14,7 @@ from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from operators.schema import ID
 from pipeline import quarantine
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TidemillError
 from pipeline.ledger.publish import Commit, commit_schema, head, manifest_records, read_commit
 from pipeline.ledger.records import Record
 from pipeline.ledger.store import FsspecStore, Store, open_store
@@ -29,11 +29,15 @@ def open_table(path: str, storage_options: dict[str, Any] | None = None, version
         check_url(path)
     except ValueError as error:
         raise ConfigError(str(error), field="output") from error
-    store = open_store(path, storage_options or {}, True)
     try:
+        store = open_store(path, storage_options or {}, True)
         commit = head(store) if version is None else read_commit(store, version)
     except FileNotFoundError:
         commit = None
+    except TidemillError:
+        raise
+    except Exception as error:  # each store's library raises its own
+        raise ConfigError(f"cannot read the store: {type(error).__name__}; check path and credentials", field="output") from error
     if commit is None:
         which = "no committed table" if version is None else f"no version {version} of a table"
         raise ConfigError(f"there is {which} at {path!r}; give the output.path of a job that has run", field="output")

@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 PROTOCOLS = ("file", "s3", "gs", "gcs", "az", "abfs")
 """fsspec protocols that input, output and models may use."""
 
-_SECRET = re.compile(r"key|secret|token|passw|credential|sas|connection_string|cookie|authorization|signature", re.IGNORECASE)
+_SECRET = re.compile(
+    r"key|secret|token|pass|pwd|credential|sas|\bsig\b|connection_string|cookie|authorization|signature", re.IGNORECASE
+)
 _NOT_SECRET = frozenset({"anon", "key_file"})
 
 
@@ -44,8 +46,9 @@ def refuse_secrets(options: dict[str, Any], where: str = "") -> dict[str, Any]:
     for key, value in options.items():
         if _SECRET.search(str(key)) and str(key) not in _NOT_SECRET:
             raise ValueError(f"{where}{key!r} looks like a credential; give credentials by the environment instead")
-        if isinstance(value, dict):
-            refuse_secrets(value, f"{where}{key}.")
-        elif isinstance(value, str) and "://" in value and urlsplit(value).password is not None:
-            raise ValueError(f"{where}{key!r} holds a URL with a password; give credentials by the environment instead")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                refuse_secrets(item, f"{where}{key}.")
+            elif isinstance(item, str) and "://" in item and urlsplit(item).username is not None:
+                raise ValueError(f"{where}{key!r} holds a URL with credentials; give them by the environment instead")
     return options

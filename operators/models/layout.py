@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 MODEL_TYPES = (
     "albert",
@@ -42,6 +44,7 @@ _POOLING_BOOLEANS = {
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+_JSON_NAMES: dict[type, str] = {dict: "an object", list: "a list", int: "a whole number", str: "a string"}
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 
@@ -131,38 +134,51 @@ def read_layout(path: Path) -> Layout:
             f"{transformer_dir}/config.json: model_type {model_type!r} is not among those that run: {', '.join(MODEL_TYPES)}"
         )
     hidden_size = _whole_number(config, ("hidden_size", "dim"), transformer_dir)
-    settings: dict[str, Any] = next(filter(None, (read_json(transformer_dir / name) for name in _TRANSFORMER_CONFIGS)), {})
+    settings_file, settings = _transformer_settings(transformer_dir)
     task = settings.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
         raise ValueError(f"{transformer_dir}: transformer_task {task!r} gives no token vectors; only feature-extraction does")
     pooling_dirs = [directory for kind, directory in modules if kind == "Pooling"]
     pooling, include_prompt = _read_pooling(path / pooling_dirs[0], hidden_size) if modules else (("mean",), True)
-    top = read_json(path / "config_sentence_transformers.json") or {}
+    top_file = path / "config_sentence_transformers.json"
+    top = read_json(top_file) or {}
     layout = Layout(
         transformer_dir=transformer_dir,
         model_type=model_type,
         hidden_size=hidden_size,
-        max_positions=_max_positions(config, model_type),
-        max_seq_length=settings.get("max_seq_length"),
+        max_positions=_max_positions(config, model_type, transformer_dir / "config.json"),
+        max_seq_length=_entry(settings, "max_seq_length", int, settings_file),
         do_lower_case=bool(settings.get("do_lower_case")),
         pooling=pooling,
         include_prompt=include_prompt,
         modules=tuple(m for kind, directory in modules[2:] if (m := _read_module(kind, path / directory))),
         directories=tuple(dict.fromkeys([path, transformer_dir, *(path / directory for _, directory in modules)])),
-        prompts={name: prompt for name, prompt in (top.get("prompts") or {}).items() if prompt is not None},
-        default_prompt_name=top.get("default_prompt_name"),
+        prompts={name: prompt for name, prompt in (_entry(top, "prompts", dict, top_file) or {}).items() if prompt is not None},
+        default_prompt_name=_entry(top, "default_prompt_name", str, top_file),
     )
     _check_widths(layout, path)
     return layout
 
 
+def _transformer_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """The first file of sentence-transformers' own settings that says something, and what it says."""
+    for name in _TRANSFORMER_CONFIGS:
+        if settings := read_json(directory / name):
+            return directory / name, settings
+    return directory / _TRANSFORMER_CONFIGS[0], {}
+
+
 def _read_modules(path: Path) -> list[tuple[str, str]]:
     """Kind and relative directory of each module; empty without modules.json."""
-    listed = read_json(path / "modules.json")
+    file = path / "modules.json"
+    listed: list[Any] | None = _read(file, list)
     if listed is None:
         return []
+    for entry in listed:
+        if not isinstance(entry, dict) or any(type(entry.get(k)) is not t for k, t in _MODULE_KEYS.items()):
+            raise ValueError(f"{file}: each module needs an idx that is a number, and a type and a path that are strings")
     modules = []
-    for entry in sorted(listed, key=lambda m: m["idx"]):
+    for entry in sorted(listed, key=lambda m: int(m["idx"])):
         package, _, kind = entry["type"].rpartition(".")
         if package.split(".")[0] != "sentence_transformers" or kind not in _KINDS:
             raise ValueError(
@@ -178,6 +194,7 @@ def _read_modules(path: Path) -> list[tuple[str, str]]:
     return modules
 
 
+_MODULE_KEYS = {"idx": int, "type": str, "path": str}
 _KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 
 
@@ -187,7 +204,7 @@ def _read_pooling(directory: Path, hidden_size: int) -> tuple[tuple[str, ...], b
     if config is None:
         raise ValueError(f"{directory} holds no config.json, so the pooling is unknown")
     modes = config.get("pooling_mode", [new for old, new in _POOLING_BOOLEANS.items() if config.get(old)] or ["mean"])
-    modes = (modes,) if isinstance(modes, str) else tuple(modes)
+    modes = tuple(modes) if isinstance(modes, list) else (modes,)
     unknown = [m for m in modes if m not in _POOLING_BOOLEANS.values()]
     if unknown or not modes:
         raise ValueError(
@@ -201,7 +218,7 @@ def _read_pooling(directory: Path, hidden_size: int) -> tuple[tuple[str, ...], b
 
 def _read_module(kind: str, directory: Path) -> Module | None:
     """A module that follows pooling; None for dropout."""
-    config = read_json(directory / "config.json") or {}
+    config: dict[str, Any] = read_json(directory / "config.json") or {}
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
             raise ValueError(f"{directory}/config.json: {key} {config[key]!r} is not supported; only sentence_embedding is")
@@ -234,12 +251,12 @@ def _check_widths(layout: Layout, path: Path) -> None:
         width = module.out_features if isinstance(module, Dense) else width
 
 
-def _max_positions(config: dict[str, Any], model_type: str) -> int | None:
-    positions = config.get("max_position_embeddings")
+def _max_positions(config: dict[str, Any], model_type: str, file: Path) -> int | None:
+    positions = _entry(config, "max_position_embeddings", int, file)
     if positions is None or positions < 1:
         return None
-    lost = int(config.get("pad_token_id", 1) or 0) + 1 if model_type in _OFFSET_POSITIONS else 0
-    return int(positions) - lost
+    padding = _entry({"pad_token_id": 1, **config}, "pad_token_id", int, file) or 0
+    return positions - (padding + 1 if model_type in _OFFSET_POSITIONS else 0)
 
 
 def _whole_number(config: dict[str, Any], names: tuple[str, ...], directory: Path) -> int:
@@ -249,11 +266,26 @@ def _whole_number(config: dict[str, Any], names: tuple[str, ...], directory: Pat
     return value
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in `path`; None where there is no such file."""
+def _entry(config: dict[str, Any], key: str, kind: type[_T], file: Path) -> _T | None:
+    """An entry of a file that may also be null or missing."""
+    value = config.get(key)
+    if value is not None and type(value) is not kind:
+        raise ValueError(f"{file}: {key} is {value!r}; {_JSON_NAMES[kind]} is needed")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`; None where there is no such file. ValueError where it holds anything else."""
+    return _read(path, dict)
+
+
+def _read(path: Path, kind: type[_T]) -> _T | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} does not hold {_JSON_NAMES[kind]} of JSON, as it must")  # noqa: TRY004 -- the content is wrong
+    return value

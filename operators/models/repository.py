@@ -20,6 +20,7 @@ from typing import Any
 
 import fsspec
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 
 from operators.models.layout import read_json, read_layout
 
@@ -89,6 +90,12 @@ def _check(repository: Repository) -> None:
                     f"{repository.source}: {file.name} asks for code of its own, which is never run; choose another model"
                 )
     for folder in layout.weights_dirs:
+        for file in folder.glob("model*.safetensors"):
+            try:
+                with safe_open(file, framework="np"):  # reads the header alone
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{repository.source}: {file.name} is no whole safetensors file; fetch it again") from error
         if not any(folder.glob("model*.safetensors")):
             raise ValueError(
                 f"{repository.source}: no model.safetensors in {folder}; pickled weights (.bin, .pt) are refused, since loading "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from pipeline.stages import Outcome, Stages, from_block, to_block
 from pipeline.stopping import Stop
 
 _OBJECT_STORE_BYTES = 512 * 2**20
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _RAY_DEVICE = {"cpu": "CPU", "cuda": "GPU", "npu": "NPU"}
 
 
@@ -120,7 +122,8 @@ def devices() -> dict[str, int]:
 def placement(kind: str, wish: Wish) -> Placement:
     """Workers over the whole cluster."""
     total = _total()
-    has = Resources(total.get("CPU", 1.0), total.get(_RAY_DEVICE[kind], 0.0), int(total.get("memory", 0.0)))
+    nodes = len([n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")])  # type: ignore[no-untyped-call]
+    has = Resources(total.get("CPU", 1.0), total.get(_RAY_DEVICE[kind], 0.0), int(total.get("memory", 0.0)), max(1, nodes))
     return place(kind, has, wish)
 
 
@@ -153,9 +156,8 @@ def execute(recipe: Recipe, placed: Placement, todos: list[Todo], stop: Stop) ->
             break
         if isinstance(block, BaseException):
             # Ray's exceptions carry whole remote tracebacks; their first line says what died.
-            raise Incomplete(
-                f"the engine stopped: {str(block).strip().splitlines()[0]}; run the same command again to go on"
-            ) from block
+            reason = _COLOURS.sub("", str(block).strip().splitlines()[0])
+            raise Incomplete(f"the engine stopped: {reason}; run the same command again to go on") from block
         for item in from_block(block):
             assert isinstance(item, Outcome)
             yield item

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -57,6 +58,8 @@ class Commit:
 
 
 _COMMIT = TypeAdapter(Commit)
+_COMMIT_KEY = re.compile(r"_commits/([0-9]{8,})\.json")
+"""What `commit_key` gives; other files in that folder, such as a copy somebody made, are no versions."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,9 @@ class Draft:
 
 def head(store: Store) -> Commit | None:
     """The newest version, None where nothing was published yet."""
-    keys = store.list("_commits")
-    return read_commit(store, _version(keys[-1])) if keys else None
+    matches = (_COMMIT_KEY.fullmatch(key) for key in store.list("_commits"))
+    version = max((int(match[1]) for match in matches if match), default=None)
+    return None if version is None else read_commit(store, version)
 
 
 def read_commit(store: Store, version: int) -> Commit:
@@ -165,7 +169,12 @@ def find_own(store: Store, commit_id: str, base: int, current: Commit | None) ->
 
 
 def fence(draft: Draft, current: Commit | None) -> None:
-    """Keeps a run that began before a generation switch from undoing it."""
+    """Keeps a run that began before a generation switch from undoing it, and a limited run from shrinking what came since."""
+    if current and current.version > draft.base and draft.pins.get("limit") is not None:
+        raise Fenced(
+            f"version {current.version} was committed by run {current.run_id} while this run, which input.limit restricts, worked; "
+            "nothing is published. Try a config with another output.path"
+        )
     if current and current.generation != draft.generation and current.version > draft.base:
         raise Fenced(
             f"version {current.version} of generation {current.generation} was committed by run {current.run_id} while this run "
@@ -212,7 +221,3 @@ def _compose(
         duplicate_ids=duplicate_ids,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _version(key: str) -> int:
-    return int(key.rsplit("/", 1)[1].removesuffix(".json"))

@@ -132,6 +132,14 @@ def _ids(column: pa.Array | None, default: pa.Array, reasons: _Reasons) -> tuple
     return ids, pc.if_else(pa.array(bad), pa.scalar(None, pa.string()), ids)
 
 
+def can_be_id(type_: pa.DataType) -> bool:
+    """Whether each value of this type has one string that stands for it; of bytes only those that can be taken for UTF-8."""
+    value = type_.value_type if pat.is_dictionary(type_) else type_
+    return is_text(type_) or (
+        (pat.is_primitive(value) or pat.is_null(value) or pat.is_decimal(value)) and not pat.is_interval(value)
+    )
+
+
 def _strings(column: pa.Array) -> tuple[pa.Array, Mask]:
     if not is_text(column.type):
         return column.cast(pa.string()), np.zeros(len(column), bool)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
+import zstandard
 
 from pipeline.ledger.pieces import MAX_ROWS, Shard, Span
 from pipeline.source.listing import compression_of
-from pipeline.source.storage import Corrupt, decoding, open_shard
+from pipeline.source.storage import Corrupt, open_shard
 
 Offsets = npt.NDArray[np.int64]
 
 COMPRESSION_RATIO = 4
 """Decoded bytes for each stored one, where only a guess is needed."""
 _BLOCK = 4 * 2**20
+_FEED = 512
+"""Compressed bytes given to a decoder at once. Zstandard can make 128 KiB of four bytes, so 16 MiB come out at most."""
 _BOM = b"\xef\xbb\xbf"
 _SPACE = tuple(b" \t\r")
 """JSON's whitespace inside a line."""
@@ -59,10 +61,6 @@ class Chunk:
     torn: str | None = None
 
 
-class _Stream(Protocol):
-    def read(self, size: int) -> bytes: ...
-
-
 def cut_spans(shard: Shard, piece_bytes: int) -> list[Span]:
     """Byte ranges that tile a plain shard; a compressed one is a single span with an open end."""
     if compression_of(shard.url):
@@ -75,15 +73,16 @@ def cut_spans(shard: Shard, piece_bytes: int) -> list[Span]:
 def read_lines(span: Span, max_line: int, options: Mapping[str, Any]) -> Iterator[Lines]:
     """The span's lines in blocks of a few megabytes; the last item tells the end. A line belongs to the span in which it starts.
 
-    Lines longer than `max_line` are skipped while streaming. Raises Corrupt where the stream breaks off."""
-    with _open(span, options) as stream:
+    Lines longer than `max_line` are skipped while streaming. Raises Corrupt where the stream breaks off, after all lines that
+    lie whole before."""
+    with closing(_blocks(span, _BLOCK, options)) as blocks:
         # A range does not start a line unless a newline stands right before it: what stands from there to the first newline
         # is another range's.
         line = position = max(0, span.start - 1)
         skipping = span.start > 0
         stop = float("inf") if span.stop is None else span.stop
         pending = bytearray()
-        while line < stop and (block := _read(stream, _BLOCK)):
+        while line < stop and (block := next(blocks, b"")):
             if skipping:
                 newline = block.find(b"\n")
                 if newline < 0:
@@ -113,7 +112,8 @@ def read_lines(span: Span, max_line: int, options: Mapping[str, Any]) -> Iterato
 def cut_chunks(blocks: Iterable[Lines], span: Span) -> Iterator[Chunk]:
     """Cut before the first line that starts `span.piece_bytes` behind the piece's start, or where the piece has MAX_ROWS rows.
 
-    Where the cuts fall depends on the content alone. The last chunk says so and may be empty or torn."""
+    Where the cuts fall depends on the content alone. The last chunk says so and may be empty or torn; a chunk whose lines were
+    all read before the shard breaks off is not the torn one."""
     index, start, rows, end = 0, span.start, 0, span.start
     held: list[Lines] = []
     try:
@@ -129,6 +129,9 @@ def cut_chunks(blocks: Iterable[Lines], span: Span) -> Iterator[Chunk]:
                     yield Chunk(index, start, stop, False, tuple(held))
                     index, start, rows, held = index + 1, stop, 0, []
     except Corrupt as error:
+        if held and (end >= start + span.piece_bytes or rows == MAX_ROWS):  # the next line would be another chunk's
+            yield Chunk(index, start, end, False, tuple(held))
+            index, start = index + 1, end
         yield Chunk(index, start, start, True, (), torn=str(error))
         return
     yield Chunk(index, start, end if span.stop is None else span.stop, True, tuple(held))
@@ -137,8 +140,8 @@ def cut_chunks(blocks: Iterable[Lines], span: Span) -> Iterator[Chunk]:
 def head(shard: Shard, size: int, options: Mapping[str, Any]) -> list[bytes]:
     """The lines that lie whole in the first `size` bytes, as far as they can be decoded."""
     content, whole = b"", False
-    with _open(Span(shard, 0, None, 0), options) as stream, suppress(Corrupt):
-        while len(content) < size and (block := _read(stream, size // 16)):
+    with closing(_blocks(Span(shard, 0, None, 0), size // 16, options)) as blocks, suppress(Corrupt):
+        while len(content) < size and (block := next(blocks, b"")):
             content += block
         whole = len(content) < size
     if not whole:
@@ -191,21 +194,80 @@ def _skipped(start: int, stop: int) -> Lines:
     return Lines(b"", stop, zero + start, zero + stop - start, zero, zero)
 
 
-def _read(stream: _Stream, size: int) -> bytes:
-    with decoding():
-        return stream.read(size)
+def _blocks(span: Span, size: int, options: Mapping[str, Any]) -> Generator[bytes, None, None]:
+    """The decoded bytes from one before the span's start on, `size` at a time.
 
-
-@contextmanager
-def _open(span: Span, options: Mapping[str, Any]) -> Iterator[_Stream]:
+    Raises Corrupt where they break off, after all that could be decoded."""
     with open_shard(span.shard, options, sequential=True) as file:
         compression = compression_of(span.shard.url)
-        if compression == "gz":
-            with gzip.GzipFile(fileobj=file) as stream:
-                yield stream
-        elif compression == "zst":
-            # Arrow's reader tells a stream that breaks off from one that ends, and takes frames one after another.
-            yield pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-        else:
+        if compression is None:
             file.seek(max(0, span.start - 1))
-            yield file
+            while block := file.read(size):
+                yield block
+            return
+        held = bytearray()
+        torn: Corrupt | None = None
+        try:
+            for part in _gzip(file) if compression == "gz" else _zstandard(file):
+                held += part
+                while len(held) >= size:
+                    yield bytes(held[:size])
+                    del held[:size]
+        except Corrupt as error:
+            torn = error
+        if held:
+            yield bytes(held)
+        if torn is not None:
+            raise torn
+
+
+def _gzip(file: BinaryIO) -> Iterator[bytes]:
+    """The content of all members, with zeros allowed between them."""
+    member = None
+    padding = b""
+    for feed in _feeds(file):
+        data = feed
+        while data := data.lstrip(padding) if member is None else data:
+            member = member or zlib.decompressobj(16 + zlib.MAX_WBITS)
+            before = member.copy()
+            try:
+                yield member.decompress(data)
+            except zlib.error as error:
+                yield from _byte_by_byte(before, data)
+                raise Corrupt(str(error)) from error
+            data = member.unused_data
+            if member.eof:
+                member, padding = None, b"\0"
+    if member is not None:
+        raise Corrupt("the file ends inside of a gzip member")
+
+
+def _byte_by_byte(member: zlib._Decompress, data: bytes) -> Iterator[bytes]:
+    """What comes before the fault in `data`; a call that fails gives nothing of what it has decoded."""
+    with suppress(zlib.error):
+        for i in range(len(data)):
+            yield member.decompress(data[i : i + 1])
+
+
+def _zstandard(file: BinaryIO) -> Iterator[bytes]:
+    """The content of all frames."""
+    frame = None
+    for feed in _feeds(file):
+        data = feed
+        while data:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                yield frame.decompress(data)
+            except zstandard.ZstdError as error:
+                raise Corrupt(str(error)) from error
+            data = frame.unused_data
+            if frame.eof:
+                frame = None
+    if frame is not None:
+        raise Corrupt("the file ends inside of a zstandard frame")
+
+
+def _feeds(file: BinaryIO) -> Iterator[bytes]:
+    while block := file.read(_BLOCK):
+        for i in range(0, len(block), _FEED):
+            yield block[i : i + _FEED]

@@ -53,31 +53,36 @@ class _Root:
 def list_shards(settings: Input, output_path: str) -> Listing:
     """All shards of `settings.path`. Each call lists the store anew; nothing is cached.
 
-    ConfigError where nothing matches or the store cannot be listed (input.path), or the output lies inside (output.path)."""
+    ConfigError where one of the paths leads to no shard or its store cannot be listed (input.path), or the output lies inside
+    (output.path)."""
     roots = [_root(url, settings.storage_options) for url in settings.paths]
     for root, url in zip(roots, settings.paths, strict=True):
         _refuse_output_inside(root, url, output_path)
     shards: dict[str, Shard] = {}
     ignored: set[str] = set()
     for root, url in zip(roots, settings.paths, strict=True):
+        n_shards = n_ignored = 0
         for path, info, found in _files(root, url):
             name = path[len(root.base) :].lstrip("/")
             address = root.base_url + path[len(root.base) :]
             if not _wanted(name, settings.format, found):
                 ignored.add(address)
-            elif address not in shards:
+                n_ignored += 1
+                continue
+            n_shards += 1
+            if address not in shards:
                 key = name if len(roots) == 1 else address
                 shards[address] = Shard(key, address, version_of(root.fs, path, info), int(info["size"]))
-    if not shards:
-        raise _no_match(settings, len(ignored))
+        if not n_shards:
+            raise _no_match(url, settings.format, n_ignored)
     return Listing(tuple(sorted(shards.values())), len(ignored - set(shards)))
 
 
-def _no_match(settings: Input, ignored: int) -> ConfigError:
-    kind = "Parquet or JSONL" if settings.format == "auto" else settings.format
+def _no_match(url: str, forced: str, ignored: int) -> ConfigError:
+    kind = "Parquet or JSONL" if forced == "auto" else forced
     left_out = f"; {ignored} files were left out (hidden, starting with '_', or with another suffix)" if ignored else ""
     return ConfigError(
-        f"no {kind} file matches {', '.join(settings.paths)}{left_out}; looked for *.parquet, *.pq, *.jsonl, *.ndjson "
+        f"no {kind} file matches {url}{left_out}; looked for *.parquet, *.pq, *.jsonl, *.ndjson "
         "and *.json, the last three also as .gz and .zst",
         field="input.path",
     )

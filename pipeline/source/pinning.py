@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.config import Input, did_you_mean
 from pipeline.errors import ConfigError
 from pipeline.ledger.pieces import Shard
+from pipeline.source.columns import can_be_id
 from pipeline.source.jsonl import head
 from pipeline.source.listing import partitions
 from pipeline.source.parquet import Footer
@@ -44,10 +45,12 @@ def _decode(line: bytes) -> object:
 
 
 def check_columns(settings: Input, footers: Mapping[Shard, Footer], samples: Sequence[Sample], *, whole: bool) -> None:
-    """ConfigError where no shard has the text or id column, or none holds text in it.
+    """ConfigError where no shard has the text or id column, none holds text in it, or a Parquet shard's cannot be read as such.
 
     `whole`: all shards of the input were looked at; otherwise columns may be missing in the few new ones."""
     # A shard without any row or object that could be read says nothing about its columns.
+    for shard, footer in footers.items():
+        _check_footer(settings, shard, footer.schema)
     types = [{f.name: f.type for f in footer.schema} for footer in footers.values()]
     seen = [set(t) for t in types] + [{name for value in s.objects for name in value} for s in samples if s.objects]
     if not seen or not whole:
@@ -65,6 +68,23 @@ def check_columns(settings: Input, footers: Mapping[Shard, Footer], samples: Seq
         raise ConfigError(
             f"column {settings.text!r} holds no text in any shard but {_some(sorted(held))}; name a column of strings",
             field="input.text",
+        )
+
+
+def _check_footer(settings: Input, shard: Shard, schema: pa.Schema) -> None:
+    wanted = [(settings.text, "input.text"), (settings.id, "input.id"), *((name, "input.keep") for name in settings.keep)]
+    for name, where in wanted:
+        if name is not None and schema.names.count(name) > 1:
+            raise ConfigError(f"shard {shard.key} has more than one column {name!r}; rename all but one", field=where)
+    if settings.id is not None and settings.id in schema.names:
+        _check_id(settings.id, schema.field(settings.id).type, f"in shard {shard.key}")
+
+
+def _check_id(name: str, type_: pa.DataType, where: str) -> None:
+    if not can_be_id(type_):
+        raise ConfigError(
+            f"column {name!r} is {type_} {where}; ids are strings, numbers, times or booleans, so name another column",
+            field="input.id",
         )
 
 
@@ -91,6 +111,8 @@ def pin_types(settings: Input, footers: Mapping[Shard, Footer], samples: Sequenc
     schema = pa.schema(fields)
     if samples:
         check_readable(schema)
+        if settings.id is not None and settings.id in schema.names:
+            _check_id(settings.id, schema.field(settings.id).type, "in input.keep")
     return schema
 
 

@@ -172,6 +172,44 @@ def test_what_can_be_checked_is_checked_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+def test_order_of_columns_is_a_setting_like_others(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"l": ["x"], "m": ["y"], "text": ["one"]}), folder / "a.parquet")
+    report(tidemill("run", job(input={"keep": ["l", "m"], "id": None}), "--json"))
+    pq.write_table(pa.table({"l": ["x"], "m": ["y"], "text": ["two"]}), folder / "b.parquet")
+    turned = report(tidemill("run", job(input={"keep": ["m", "l"], "id": None}), "--json"))
+    assert (turned["version"], turned["encoded"], turned["books"]["rows_out"]) == (2, 2, 2)
+
+
+def test_columns_that_would_collide_are_refused(tmp_path: Path, job: Job, tidemill: Tidemill, tiny_model: Path) -> None:
+    write_corpus(tmp_path / "in", shards=1)
+    task = {"head": "embedding", "model": str(tiny_model)}
+    config = job(tasks={"b": task, "a": {**task, "segments": {"policy": "truncate"}}, "a_n_tokens": task})
+    refused = tidemill("run", config)
+    assert refused.returncode == 2
+    assert "two columns 'a_n_tokens'" in refused.stderr
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
+    write_corpus(tmp_path / "in", shards=1)
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", Path("/proc/nothing/here")):
+        refused = tidemill("run", job(), f"output.path={path}", "--json")
+        assert refused.returncode == 2, refused.stderr
+        assert "output.path" in json.loads(refused.stdout)["error"]
+
+
+def test_weights_that_are_torn_are_found_before_the_work(tmp_path: Path, job: Job, tidemill: Tidemill, tiny_model: Path) -> None:
+    write_corpus(tmp_path / "in", shards=1)
+    shutil.copytree(tiny_model, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused = tidemill("run", job(tasks={"vector": {"head": "embedding", "model": str(tmp_path / "model")}}))
+    assert refused.returncode == 2
+    assert "model.safetensors" in refused.stderr
+
+
 def test_output_inside_the_input_is_refused(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
     write_corpus(tmp_path / "in", shards=1)
     assert tidemill("run", job(output={"path": str(tmp_path / "in" / "out")})).returncode == 2
@@ -229,7 +267,7 @@ def test_sigterm_does_not_wait_for_a_large_piece(tmp_path: Path, job: Job) -> No
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 143
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "_records").exists()
 
 
 def test_doctor_checks_storage_and_plan(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:

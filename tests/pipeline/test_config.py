@@ -54,6 +54,9 @@ def test_everything_but_input_output_and_one_task_has_a_default() -> None:
         (job(input={"path": "s3://b/x::file://y"}), "'::' URL chains are not allowed"),
         (job(input={"path": []}), "the list is empty"),
         (job(name="night/../x"), "name"),
+        (job(input={"path": "/x", "keep": [{"lang": "string"}]}), "input.keep: a list of keep names columns"),
+        (job(tasks={"v": {"head": "embedding", "model": "m", "settings": {}}}), "settings: unknown key"),
+        (job(tasks={"v": {"model": "m"}}), "tasks.v: head is missing"),
     ],
 )
 def test_what_is_wrong_is_named(raw: dict[str, Any], part: str) -> None:
@@ -70,7 +73,9 @@ def test_what_is_wrong_is_named(raw: dict[str, Any], part: str) -> None:
         job(input={"path": "s3://bucket/x", "storage_options": {"secret": "hunter2"}}),
         job(input={"path": "s3://bucket/x", "storage_options": {"client_kwargs": {"aws_secret_access_key": "hunter2"}}}),
         job(input={"path": "s3://bucket/x", "storage_options": {"endpoint_url": "http://user:hunter2@host"}}),
-        job(output={"path": "az://c/x?sig=hunter2&token=hunter2"}),
+        job(output={"path": "az://c/x?sv=2&sig=hunter2"}),
+        job(input={"path": "s3://bucket/x", "storage_options": {"pwd": "hunter2"}}),
+        job(input={"path": "s3://bucket/x", "storage_options": {"a": [{"secret": "hunter2"}]}}),
         job(tasks={"v": {"head": "embedding", "model": "s3://user:hunter2@bucket/m"}}),
     ],
 )
@@ -79,6 +84,19 @@ def test_secrets_are_refused_and_never_printed(raw: dict[str, Any]) -> None:
         from_dict(raw)
     assert "hunter2" not in str(caught.value)
     assert "environment" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["s3://key:hunter2@bucket", "input.path.x=hunter2", "input.storage_options=hunter2"])
+def test_overrides_that_are_refused_are_not_repeated(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(job(), [override])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_address_of_a_config_is_not_repeated_where_it_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("s3://key:hunter2@bucket/job.yaml")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_harmless_storage_options_are_taken() -> None:
@@ -122,7 +140,7 @@ def test_load_reads_safe_yaml_only(tmp_path: Path) -> None:
     path.write_text("- a\n- b\n")
     with pytest.raises(ConfigError, match="mapping"):
         load(path)
-    with pytest.raises(ConfigError, match="cannot read the config"):
+    with pytest.raises(ConfigError, match="cannot read"):
         load(tmp_path / "none.yaml")
     path.write_text(yaml.safe_dump(job()))
     assert isinstance(load(path), Config)

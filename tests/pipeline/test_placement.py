@@ -13,6 +13,7 @@ GIB = 2**30
 
 
 @given(
+    nodes=st.integers(1, 8),
     cpus=st.integers(1, 256),
     devices=st.integers(1, 16),
     kind=st.sampled_from(["cpu", "cuda", "npu"]),
@@ -21,11 +22,12 @@ GIB = 2**30
     todos=st.integers(1, 500),
 )
 def test_actors_never_take_the_last_cpu_nor_more_devices_than_there_are(
-    cpus: int, devices: int, kind: str, workers: int | str, stages: str, todos: int
+    nodes: int, cpus: int, devices: int, kind: str, workers: int | str, stages: str, todos: int
 ) -> None:
     wish = Wish(workers=workers, stages=stages, weights_bytes=100 * 2**20, todos=todos, pieces=todos)  # type: ignore[arg-type]
-    placement = place(kind, Resources(cpus, devices, 64 * GIB), wish)
-    used = placement.cpus_per_worker * placement.workers
+    placement = place(kind, Resources(nodes * cpus, devices, 64 * GIB, nodes), wish)
+    # Equal machines, and workers spread evenly over them: each keeps room for a task beside its actors.
+    used = placement.cpus_per_worker * placement.workers / nodes
     assert used <= max(cpus - 1, 0.25) + 1e-9
     assert placement.cpus_per_task <= cpus - used + 1e-9
     assert placement.cpus_per_worker > 0

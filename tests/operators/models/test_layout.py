@@ -99,6 +99,9 @@ def test_distilbert_names_its_sizes_otherwise(make_model: MakeModel) -> None:
         ("2_Dense/config.json", {"activation_function": "torch.nn.modules.rnn.LSTM"}, "activation_function"),
         ("2_Dense/config.json", {"use_residual": True}, "use_residual"),
         ("2_Dense/config.json", {"in_features": 31}, "Dense takes vectors of 31, but what is before it gives 32"),
+        ("config.json", {"max_position_embeddings": "64"}, "config.json: max_position_embeddings is '64'; a whole number"),
+        ("sentence_bert_config.json", {"max_seq_length": "12"}, "sentence_bert_config.json: max_seq_length is '12'; a whole"),
+        ("1_Pooling/config.json", {"pooling_mode": 5}, "pooling .5. is unknown"),
         ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "module_input_name 'token_embeddings'"),
     ],
 )
@@ -150,3 +153,31 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     (path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         read_layout(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", "{}", "does not hold a list"),
+        ("modules.json", "[1]", "each module needs an idx"),
+        ("modules.json", '[{"type": "sentence_transformers.models.Transformer", "path": ""}]', "each module needs an idx"),
+        ("modules.json", '[{"idx": 0, "path": ""}]', "each module needs an idx"),
+        ("modules.json", '[{"idx": 0, "type": "sentence_transformers.models.Transformer"}]', "each module needs an idx"),
+        ("modules.json", '[{"idx": "0", "type": "a", "path": ""}]', "each module needs an idx"),
+        ("modules.json", '[{"idx": 0, "type": 7, "path": ""}]', "each module needs an idx"),
+        ("config.json", "[]", "does not hold an object"),
+        ("config.json", "null", "does not hold an object"),
+        ("1_Pooling/config.json", "[]", "does not hold an object"),
+        ("1_Pooling/config.json", "[" * 100_000, "is not valid JSON"),
+        ("sentence_bert_config.json", '"x"', "does not hold an object"),
+        ("config_sentence_transformers.json", '{"prompts": ["q"]}', "prompts is .*; an object is needed"),
+        ("config_sentence_transformers.json", '{"default_prompt_name": 1}', "default_prompt_name is 1; a string is needed"),
+        ("config_sentence_transformers.json", "{", "is not valid JSON"),
+    ],
+)
+def test_json_of_another_shape_is_refused_by_its_file(tmp_path: Path, file: str, content: str, message: str) -> None:
+    path = tiny_sentence_transformer(tmp_path)
+    (path / file).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_layout(path)
+    assert str(path / file) in str(error.value)

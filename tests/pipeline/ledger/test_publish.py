@@ -66,6 +66,14 @@ def shards(store: Store, commit: Commit) -> list[str]:
     return [f"{r.shard}@{r.version}" for r in manifest_records(store, commit)]
 
 
+@pytest.mark.parametrize("name", ["README.md", "00000002.json.bak", "copy of 00000001.json", "zzz.json", "old/00000009.json"])
+def test_other_files_among_the_commits_are_no_versions(store: Store, make_draft: MakeDraft, name: str) -> None:
+    store.put(f"_commits/{name}", b"not a commit")
+    assert head(store) is None
+    commit = publish(store, make_draft("r1", "a"))
+    assert (commit.version, head(store)) == (1, commit)
+
+
 def test_the_first_version(store: Store, make_draft: MakeDraft) -> None:
     assert head(store) is None
     commit = publish(store, make_draft("r1", "b a"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from operators.schema import TEXT, documents_schema
 from pipeline.ledger.pieces import Shard
 from pipeline.quarantine import Entry
-from pipeline.source.columns import Raw, ReadRecipe, cast_each, to_documents
+from pipeline.source.columns import Raw, ReadRecipe, can_be_id, cast_each, to_documents
 
 SHARD = Shard("dir/a.parquet", "/root/dir/a.parquet", "v", 1)
 
@@ -86,6 +86,31 @@ def test_a_shard_without_text_or_with_numbers_for_text() -> None:
 def test_ids_become_strings_with_a_default(ids: Any, expected: list[str]) -> None:
     rows, entries = documents({"text": ["x", "y", None], "doc": ids}, id="doc")
     assert [*(r["id"] for r in rows), *(e.id for e in entries)] == expected
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        *(pa.string(), pa.string_view(), pa.large_binary(), pa.uint64(), pa.float16(), pa.bool_(), pa.null(), pa.date32()),
+        *(pa.timestamp("us", "UTC"), pa.time64("ns"), pa.duration("s"), pa.decimal128(9, 2)),
+        *(pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int8(), pa.int64())),
+    ],
+)
+def test_types_that_can_be_ids_are_read(type_: pa.DataType) -> None:
+    assert can_be_id(type_)
+    rows, entries = documents({"text": ["x"], "doc": pa.nulls(1, type_)}, id="doc")
+    assert ([r["id"] for r in rows], entries) == (["dir/a.parquet#10"], [])
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        *(pa.list_(pa.int8()), pa.struct([("a", pa.int8())]), pa.map_(pa.string(), pa.int8()), pa.binary(16), pa.binary_view()),
+        *(pa.uuid(), pa.month_day_nano_interval(), pa.dictionary(pa.int8(), pa.binary())),
+    ],
+)
+def test_types_that_cannot_be_ids(type_: pa.DataType) -> None:
+    assert not can_be_id(type_)
 
 
 def test_an_id_that_cannot_be_read_is_null_in_the_quarantine() -> None:

@@ -54,7 +54,7 @@ def test_a_file_is_a_root_whatever_its_name(corpus: Path) -> None:
 
 
 def test_globs_are_relative_to_what_precedes_the_first_wildcard(corpus: Path) -> None:
-    assert keys(listed(corpus / "*.jsonl", corpus / "sub/c.jsonl")) == [str(corpus / "sub/c.jsonl")]
+    assert keys(listed(corpus / "s*/*.jsonl", corpus / "sub/c.jsonl")) == [str(corpus / "sub/c.jsonl")]
     assert keys(listed(corpus / "s*/*.jsonl")) == ["sub/c.jsonl"]
     assert keys(listed(corpus / "**/*.json*")) == ["deep/er/f.json", "e.json.zst", "sub/c.jsonl"]
     assert keys(listed(corpus / "s*")) == ["sub/b.PQ", "sub/c.jsonl"]
@@ -87,6 +87,15 @@ def test_no_match_says_what_was_looked_for(corpus: Path) -> None:
         assert str(path) in str(error.value)
     with pytest.raises(ConfigError, match="1 files were left out"):
         listed(corpus / "notes.txt")
+
+
+@pytest.mark.parametrize("missing", ["gone", "*.csv", "gone.jsonl", "notes.txt"])
+def test_each_path_has_to_lead_to_a_shard(corpus: Path, missing: str) -> None:
+    for paths in ([corpus / "sub", corpus / missing], [corpus / missing, corpus / "sub"]):
+        with pytest.raises(ConfigError) as error:
+            listed(*paths)
+        assert error.value.field == "input.path"
+        assert f"file matches {corpus / missing};" in str(error.value)
 
 
 def test_the_version_changes_with_the_content(tmp_path: Path) -> None:

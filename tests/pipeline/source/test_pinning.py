@@ -200,3 +200,24 @@ def test_what_cannot_be_known_is_no_error(tmp_path: Path, plan: Plan) -> None:
     (tmp_path / "bad" / "c.jsonl").touch()
     assert plan(path=str(tmp_path / "null")).spans
     assert plan(path=str(tmp_path / "bad"), keep=["c"], id="d").keep == pa.schema([("c", pa.string())])
+
+
+@pytest.mark.parametrize("type_", [pa.list_(pa.int8()), pa.struct([("a", pa.int8())]), pa.binary(16)])
+def test_an_id_column_that_cannot_be_one(tmp_path: Path, plan: Plan, type_: pa.DataType) -> None:
+    parquet(tmp_path, "a.parquet", doc=["a"])
+    parquet(tmp_path, "b.parquet", doc=pa.nulls(1, type_))
+    refused(plan, "input.id", r"column 'doc' is .* in shard b\.parquet", path=str(tmp_path), id="doc")
+
+
+def test_an_id_that_is_kept_as_a_list(tmp_path: Path, plan: Plan) -> None:
+    jsonl(tmp_path, "a.jsonl", {"text": "a", "doc": ["x"]})
+    refused(plan, "input.id", "column 'doc' is list<.*> in input.keep", path=str(tmp_path), id="doc", keep=["doc"])
+
+
+@pytest.mark.parametrize(("name", "field"), [("text", "input.text"), ("doc", "input.id"), ("lang", "input.keep")])
+def test_two_columns_of_one_wanted_name(tmp_path: Path, plan: Plan, name: str, field: str) -> None:
+    parquet(tmp_path, "a.parquet", doc=["a"], lang=["en"])
+    names = ["text", "doc", "lang", "other", "other", name]
+    pq.write_table(pa.Table.from_arrays([pa.array(["x"])] * 6, names=names), tmp_path / "b.parquet")
+    message = rf"shard b\.parquet has more than one column '{name}'"
+    refused(plan, field, message, path=str(tmp_path), id="doc", keep=["lang"])

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pickle
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,20 @@ def test_a_stream_that_breaks_off(tmp_path: Path, read: Read, monkeypatch: pytes
     texts = [t for p in pieces for t in p.documents[TEXT].to_pylist()]
     assert 500 < len(texts) < 1000
     assert texts == [json.loads(line)["text"] for line in lines[: len(texts)]]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_only_the_torn_piece_of_a_stream_is_lost(tmp_path: Path, read: Read, suffix: str) -> None:
+    content = b"".join(json.dumps({"text": os.urandom(20).hex()}).encode() + b"\n" for _ in range(20_000))
+    stored = (gzip.compress(content) if suffix == ".gz" else zstandard.compress(content))[:-3000]
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(stored)
+    decoder = zlib.decompressobj(31) if suffix == ".gz" else zstandard.ZstdDecompressor().decompressobj()
+    decoded = decoder.decompress(stored)
+    pieces = read(path=str(tmp_path), piece=5000)
+    assert pieces[-1].quarantine["reason"].to_pylist() == ["unreadable"]
+    assert sum(p.quarantine.num_rows for p in pieces) == 1
+    n_lines = decoded.count(b"\n")
+    assert n_lines - 5000 // 52 - 1 <= sum(p.documents.num_rows for p in pieces) <= n_lines
 
 
 def _comparable(piece: Batch) -> tuple[Any, ...]:
