@@ -125,7 +125,7 @@ def read_layout(path: Path) -> Layout:
     """The layout of the model directory `path`. ValueError, naming the file, where it is incomplete or of an unknown kind."""
     modules = _read_modules(path)
     transformer_dir = path / modules[0][1] if modules else path
-    config = read_json(transformer_dir / "config.json")
+    config = read_json(transformer_dir / "config.json", dict)
     if config is None:
         raise ValueError(f"{transformer_dir} holds no config.json, so it is not a model's directory")
     model_type = str(config.get("model_type"))
@@ -141,7 +141,7 @@ def read_layout(path: Path) -> Layout:
     pooling_dirs = [directory for kind, directory in modules if kind == "Pooling"]
     pooling, include_prompt = _read_pooling(path / pooling_dirs[0], hidden_size) if modules else (("mean",), True)
     top_file = path / "config_sentence_transformers.json"
-    top = read_json(top_file) or {}
+    top = read_json(top_file, dict) or {}
     layout = Layout(
         transformer_dir=transformer_dir,
         model_type=model_type,
@@ -163,7 +163,7 @@ def read_layout(path: Path) -> Layout:
 def _transformer_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
     """The first file of sentence-transformers' own settings that says something, and what it says."""
     for name in _TRANSFORMER_CONFIGS:
-        if settings := read_json(directory / name):
+        if settings := read_json(directory / name, dict):
             return directory / name, settings
     return directory / _TRANSFORMER_CONFIGS[0], {}
 
@@ -171,7 +171,7 @@ def _transformer_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
 def _read_modules(path: Path) -> list[tuple[str, str]]:
     """Kind and relative directory of each module; empty without modules.json."""
     file = path / "modules.json"
-    listed: list[Any] | None = _read(file, list)
+    listed = read_json(file, list)
     if listed is None:
         return []
     for entry in listed:
@@ -200,7 +200,7 @@ _KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout"
 
 def _read_pooling(directory: Path, hidden_size: int) -> tuple[tuple[str, ...], bool]:
     """Modes, and whether the prompt takes part."""
-    config = read_json(directory / "config.json")
+    config = read_json(directory / "config.json", dict)
     if config is None:
         raise ValueError(f"{directory} holds no config.json, so the pooling is unknown")
     modes = config.get("pooling_mode", [new for old, new in _POOLING_BOOLEANS.items() if config.get(old)] or ["mean"])
@@ -218,7 +218,7 @@ def _read_pooling(directory: Path, hidden_size: int) -> tuple[tuple[str, ...], b
 
 def _read_module(kind: str, directory: Path) -> Module | None:
     """A module that follows pooling; None for dropout."""
-    config: dict[str, Any] = read_json(directory / "config.json") or {}
+    config = read_json(directory / "config.json", dict) or {}
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
             raise ValueError(f"{directory}/config.json: {key} {config[key]!r} is not supported; only sentence_embedding is")
@@ -274,12 +274,8 @@ def _entry(config: dict[str, Any], key: str, kind: type[_T], file: Path) -> _T |
     return value
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; None where there is no such file. ValueError where it holds anything else."""
-    return _read(path, dict)
-
-
-def _read(path: Path, kind: type[_T]) -> _T | None:
+def read_json(path: Path, kind: type = object) -> Any:
+    """The JSON in `path`, which is to be of this kind; None where there is no such file. ValueError where it is not."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -287,5 +283,5 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON") from error
     if not isinstance(value, kind):
-        raise ValueError(f"{path} does not hold {_JSON_NAMES[kind]} of JSON, as it must")  # noqa: TRY004 -- the content is wrong
+        raise ValueError(f"{path} does not hold {_JSON_NAMES[kind]}, as it must")  # noqa: TRY004 -- not a wrong argument
     return value

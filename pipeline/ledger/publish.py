@@ -172,8 +172,8 @@ def fence(draft: Draft, current: Commit | None) -> None:
     """Keeps a run that began before a generation switch from undoing it, and a limited run from shrinking what came since."""
     if current and current.version > draft.base and draft.pins.get("limit") is not None:
         raise Fenced(
-            f"version {current.version} was committed by run {current.run_id} while this run, which input.limit restricts, worked; "
-            "nothing is published. Try a config with another output.path"
+            f"version {current.version} was committed by run {current.run_id} while this run, which input.limit restricts, "
+            "worked; nothing is published. Try a config with another output.path"
         )
     if current and current.generation != draft.generation and current.version > draft.base:
         raise Fenced(
