@@ -11,9 +11,8 @@ N_TOKENS = "n_tokens"
 N_SEGMENTS = "n_segments"
 TRUNCATED = "truncated"
 
-RESERVED_PREFIX = "__"
-"""Columns that start so live only between stages; no kept column or task may."""
 TEXT = "__text"
+"""Columns that start with two underscores live only between stages; no kept column or task may."""
 
 SHARD_TYPE = pa.dictionary(pa.int32(), pa.string())
 

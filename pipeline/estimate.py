@@ -13,7 +13,9 @@ from operators.models.layout import read_layout
 from operators.schema import TEXT
 from operators.segmentation import segment
 from operators.tokenization import Tokenizer
+from pipeline.ledger.books import totals
 from pipeline.ledger.pieces import Span, Todo
+from pipeline.ledger.records import Record, span_identity
 from pipeline.notes import changes, notes, removed
 from pipeline.planning import Plan
 from pipeline.source.reading import read_span
@@ -26,7 +28,7 @@ _PIECE_OVERHEAD = 1 << 30
 
 
 def estimate(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data. Reads a few rows of up to eight shards, and the tokenizer; loads no weights."""
+    """The plan as plain data. Reads a few rows of up to eight shards with work left; loads no weights."""
     source, listing = plan.source, plan.listing
     report: dict[str, Any] = {
         "input": ", ".join(plan.config.input.paths),
@@ -57,9 +59,15 @@ def estimate(plan: Plan) -> dict[str, Any]:
     return report
 
 
+def _recorded(plan: Plan) -> list[Record]:
+    """Records of the input's own pieces; those of shards that changed or left are still in the store."""
+    spans = {span_identity(span) for span in plan.source.spans}
+    return [record for record in plan.known.values() if record.span in spans]
+
+
 def _rows(plan: Plan) -> str:
     footers = sum(t.span.rows or 0 for t in plan.todos)
-    recorded = sum(r.rows_in for r in plan.known.values())
+    recorded = sum(r.rows_in for r in _recorded(plan))
     unread = sum(1 for t in plan.todos if t.span.rows is None and not t.span.unreadable)
     parts = [f"{footers} by Parquet footers"] if footers else []
     parts += [f"{recorded} recorded"] if recorded else []
@@ -68,8 +76,8 @@ def _rows(plan: Plan) -> str:
 
 
 def _tokens(plan: Plan) -> dict[str, Any]:
-    """Tokens, windows and packs of the first task: of all text and of what is to do, scaled up from the sample."""
-    spans = [s for s in plan.source.spans if not s.unreadable and s.rows != 0]
+    """Tokens and windows: of recorded pieces as counted, of the spans to do for the first task, scaled up from a sample."""
+    spans = [t.span for t in plan.todos if not t.span.unreadable and t.span.rows != 0]
     samples = [_sample(plan, span) for span in _spread(spans)]
     texts = [chunk for sample, _ in samples for chunk in sample.chunks]
     covered = sum(weight for _, weight in samples)
@@ -78,16 +86,15 @@ def _tokens(plan: Plan) -> dict[str, Any]:
     tokenizer = Tokenizer(layout.transformer_dir, prompt=model.view.prompt, lowercase=layout.do_lower_case)
     lengths = np.diff(tokenizer.tokenize(pa.chunked_array(texts, pa.large_string()).combine_chunks()).bounds)
     segments = segment(lengths, model.view.windowing)
-    tokens = int(segments.length.sum()) + len(segments.length) * tokenizer.specials
-    total = sum(s.weight for s in plan.source.spans)
-    scale = total / covered if covered else 0.0
-    to_do = int(tokens * scale * sum(t.span.weight for t in plan.todos) / max(1, total))
+    scale = sum(s.weight for s in spans) / covered if covered else 0.0
+    tokens = int((segments.length.sum() + len(segments.length) * tokenizer.specials) * scale)
+    done = totals(_recorded(plan)).statistics
     return {
         "sample_documents": len(lengths),
-        "tokens": int(tokens * scale),
-        "segments": int(len(segments.length) * scale),
-        "tokens_to_do": to_do,
-        "packs_to_do": -(-to_do // plan.recipe.tokens_per_pack),
+        "tokens": tokens + int(done.get("tokens", 0)),
+        "segments": int(len(segments.length) * scale) + int(done.get("segments", 0)),
+        "tokens_to_do": tokens,
+        "packs_to_do": -(-tokens // plan.recipe.tokens_per_pack),
     }
 
 

@@ -42,7 +42,6 @@ class Plan:
     """All that a run needs to know."""
 
     config: Config
-    store: Store
     base: Commit | None
     base_records: list[Record]
     """Records of the head commit, empty where there is none."""
@@ -120,7 +119,6 @@ def make_plan(config: Config) -> Plan:
     )
     return Plan(
         config,
-        store,
         base,
         records,
         listing,

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,11 @@ class Stages:
         self._threads = threads
         self._encoders: list[Encode] | None = None
         self._one_at_a_time = threading.Lock()
-        self._tokenizers = [_tokenizer(view) for view in recipe.views]
+
+    @cached_property
+    def _tokenizers(self) -> list[Tokenizer]:
+        """One for each view, built where they are used: a task that only writes needs none."""
+        return [_tokenizer(view) for view in self._recipe.views]
 
     def load(self) -> None:
         """Load the models; only workers that encode do."""

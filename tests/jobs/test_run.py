@@ -229,6 +229,9 @@ def test_plan_says_what_a_run_would_do_without_doing_it(tmp_path: Path, job: Job
     after = report(tidemill("plan", config, "segments.overlap=2", "--json"))
     assert any("overlap" in change for change in after["changes"])
     assert any(f"all {rows} rows are encoded again" in note for note in after["notes"])
+    held = report(tidemill("plan", config, "--json"))
+    assert (held["spans_to_do"], held["rows"]) == (0, f"{rows} recorded")
+    assert (held["estimate"]["tokens"], held["estimate"]["tokens_to_do"]) == (done["tokens"], 0)
 
 
 def test_files_and_status_of_nothing_are_exit_2(tmp_path: Path, tidemill: Tidemill) -> None:
