@@ -24,6 +24,9 @@ app.command("status")(status.command)
 app.command("files")(files.command)
 app.command("doctor")(doctor.command)
 
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
+
 
 def main() -> None:
     """Run a command and exit with the code of the public contract."""
@@ -31,13 +34,13 @@ def main() -> None:
         code = app(standalone_mode=False)
     except TidemillError as error:
         console.fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        console.fail("interrupted; what was recorded stays, and the same command goes on from there", 130)
     except Exception as error:  # noqa: BLE001 -- the last resort: an error that is ours
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # usage errors of the command line itself
             console.fail(f"{error.format_message()}; see tidemill --help", error.exit_code)
         traceback.print_exc()
         console.fail(f"{type(error).__name__}: {error}", 1)
+    if code == _INTERRUPTED:
+        console.fail("interrupted; what was recorded stays, and the same command goes on from there", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

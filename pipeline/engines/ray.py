@@ -100,7 +100,7 @@ def start() -> None:
     if address:
         if address.startswith(("http://", "https://")):
             raise ConfigError(
-                f"RAY_ADDRESS is a job server ({address}); submit the job to it with `tidemill submit`, or unset it"
+                "it is a job server's; submit the job to it with `tidemill submit`, or unset it", field="RAY_ADDRESS"
             )
         try:
             ray.init(**quiet)

@@ -258,6 +258,29 @@ def test_sigterm_ends_with_143_and_the_same_command_goes_on(tmp_path: Path, job:
     assert done["books"]["rows_out"] == rows
 
 
+def test_ctrl_c_ends_with_130_and_says_so(tmp_path: Path, job: Job) -> None:
+    write_corpus(tmp_path / "in", shards=9, rows=400)
+    command = [sys.executable, "-m", "jobs", "run", str(job()), "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list((tmp_path / "out").glob("_records/*/*.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(stdout)["exit_code"] == 130
+    assert not (tmp_path / "out" / "_commits").exists()
+
+
+def test_a_job_servers_address_is_no_cluster_to_join(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
+    write_corpus(tmp_path / "in", shards=1)
+    address = {"RAY_ADDRESS": "http://user:hunter2@127.0.0.1:8265"}
+    refused = tidemill("run", job(runtime={"engine": "ray"}), env=address)
+    assert refused.returncode == 2
+    assert "RAY_ADDRESS" in refused.stderr
+    assert "hunter2" not in refused.stderr
+
+
 def test_sigterm_does_not_wait_for_a_large_piece(tmp_path: Path, job: Job) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"text": [text(i, 150) for i in range(15_000)]}), tmp_path / "in" / "large.parquet")
