@@ -38,6 +38,15 @@ def maximum(vectors: Floats, segments: Segments) -> Floats:
     return documents
 
 
+def noisy_or(probabilities: Floats, segments: Segments) -> Floats:
+    """1 - prod(1 - p): that at least one segment is right, if each is on its own; p itself where there is one segment."""
+    documents = first(probabilities, segments)
+    many = segments.n_segments > 1
+    wrong = 1 - probabilities[many[segments.document]].astype(np.float64)
+    documents[many] = 1 - _reduce(np.multiply, wrong, _starts(segments.n_segments[many]))
+    return documents
+
+
 def first(vectors: Floats, segments: Segments) -> Floats:
     """The vector of the first segment."""
     documents = np.full((len(segments.n_segments), vectors.shape[1]), np.nan, np.float32)
@@ -50,7 +59,7 @@ def _starts(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.cumsum(counts) - counts
 
 
-def _reduce(operation: np.ufunc, vectors: Floats, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _reduce(operation: np.ufunc, vectors: npt.NDArray[np.floating], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Reduce runs of rows; each run starts where `starts` says and has a row at least."""
     if not len(starts):
         return np.empty((0, vectors.shape[1]), np.float64)

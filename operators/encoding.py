@@ -1,14 +1,17 @@
-"""Encode: tokens of a piece's documents in, one value for each document out.
+"""Encode: the documents of a piece in, one value for each document and task out.
 
-Segments are packed across documents, encoded, scored on the device, and put back by segment; the head then makes one value
-of each document's scores. Trouble costs as little as it can: out of memory halves the packs and goes on, and a pack that fails
-is bisected until the guilty document is alone.
+Segments are packed across documents, encoded once for all heads that share them, scored on the device, and put back by
+segment; each head then makes one value of each document's scores. Trouble costs as little as it can: out of memory halves
+the packs and goes on, and a pack that fails is bisected until the guilty document is alone.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from types import MappingProxyType
+from typing import Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +19,9 @@ import torch
 from torch import Tensor
 
 from operators.aggregation import Floats
-from operators.packing import Frame, Pack, build_pack, plan_packs
-from operators.segmentation import Ints, Segments, Windowing, segment
-from operators.tokenization import Tokenizer, Tokens
+from operators.inputs import Companion, Inputs, Tokens, make_inputs, repeat_companions
+from operators.packing import Frame, Pack, build_pack, plan_packs, ranges
+from operators.segmentation import Ints, Windowing
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")
 """How devices say it; not all of them raise torch.OutOfMemoryError."""
@@ -37,98 +40,145 @@ class Encoder(Protocol):
         ...
 
 
-class Head(Protocol):
+class Head(ABC):
     """What is made of the vectors; `operators.heads.<name>.Head(config, layout)`, which needs no weights."""
 
     type: pa.DataType
     """Type of the column that it makes."""
-    wants_offsets: bool
-    """Whether `finish` reads `tokens.spans`."""
-    prompt: str
-    """What the tokenizer puts before every text."""
     width: int
-    """P: numbers for each segment."""
+    """P: numbers in one row of scores."""
+    wants_offsets: bool = False
+    """Whether it reads `tokens.spans`."""
+    wants_text: bool = False
+    """Whether it reads the documents' texts, as column `operators.schema.TEXT` of `inputs.columns`."""
+    prompt: str = ""
+    """What the tokenizer puts before every text; always empty where there are companions."""
+    companion: Companion | None = None
+    """The second texts that it reads, if any."""
+    columns: Mapping[str, pa.DataType] = MappingProxyType({})
+    """Columns of the input that it reads beside the text, with the types that they must have."""
+    windows: Literal["balanced", "strided"] = "balanced"
+    """`operators.segmentation.Windowing.style`."""
 
-    def load(self, device: torch.device) -> None:
-        """Load the head's own weights."""
-        ...
+    def load(self, device: torch.device) -> None:  # noqa: B027 -- a head without weights has nothing to do here
+        """Load the head's own weights. ValueError where the model's files lack them."""
 
-    def score(self, hidden_TH: Tensor, pack: Pack) -> Tensor:
-        """float32 [S, P] on the device, for the S segments of the pack."""
-        ...
+    def rows(self, inputs: Inputs) -> Ints:
+        """int64 [S]: rows of scores that each segment gives; one, if not said otherwise."""
+        return np.ones(len(inputs.segments.length), np.int64)
 
-    def finish(self, scores: Floats, segments: Segments, tokens: Tokens) -> pa.Array:
-        """One value for each document, in order; null where its scores are not finite. `scores` is float32 [S, P]."""
-        ...
+    @abstractmethod
+    def score(self, hidden_TH: Tensor, pack: Pack, inputs: Inputs) -> Tensor:
+        """float32 [R, P] on the device: the rows of the pack's segments, one segment after the other."""
+
+    @abstractmethod
+    def finish(self, scores: Floats, inputs: Inputs) -> pa.Array:
+        """One value for each document, in order; null where there is none. `scores` is float32 [R, P], segment after segment,
+        and finite: documents with other numbers are known to have failed, and theirs are 0 here."""
+
+    @abstractmethod
+    def similarity(self, values: pa.Array, reference: pa.Array) -> Floats:
+        """float32 [D]: how near each value is to the reference's, 1 being the same (cosine, or share of what agrees)."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a document has no values: the task that failed, empty where no task is to blame."""
+
+    task: str
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """`values`: one for each document, null where it is in `failed` (document -> reason, detail)."""
+    """`values`: for each task one value for each document, null where it is in `failed`."""
 
-    values: pa.Array
-    failed: dict[int, tuple[str, str]]
+    values: dict[str, pa.Array]
+    failed: dict[int, Failure]
     statistics: dict[str, int]
     """segments and tokens (specials and overlaps included) encoded, packs, and times that memory ran out."""
 
 
 @dataclass
 class _Work:
-    """One call's documents, their segments, and what is known of them so far."""
+    """One call's inputs, and what is known of them so far."""
 
-    tokens: Tokens
-    segments: Segments
-    scores: Tensor
-    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    inputs: Inputs
+    scores: dict[str, Tensor]
+    offsets: dict[str, Ints]
+    """int64 [S + 1]: rows of each segment in `scores`."""
+    failed: dict[int, Failure] = field(default_factory=dict)
     packs: int = 0
     out_of_memory: int = 0
 
 
 class Encode:
-    """An encoder with a head. `budget`: tokens in one pack; halved for good when memory runs out."""
+    """One pass of an encoder for all `heads` (by task) that read the same windows of the same model.
 
-    def __init__(self, encoder: Encoder, head: Head, tokenizer: Tokenizer, windowing: Windowing, budget: int) -> None:
-        head.load(encoder.device)
+    `budget`: tokens in one pack; halved for good when memory runs out."""
+
+    def __init__(self, encoder: Encoder, heads: Mapping[str, Head], frame: Frame, budget: int) -> None:
+        for head in heads.values():
+            head.load(encoder.device)
         self._encoder = encoder
-        self._head = head
-        self._frame: Frame = tokenizer.frame
-        self._windowing = windowing
+        self.heads = heads
+        self._frame = frame
         self.budget = budget
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tokens) -> Encoded:
-        """Encode all documents of `tokens`. Raises only where the model fails whatever it is given."""
-        segments = segment(np.diff(tokens.bounds), self._windowing)
-        work = _Work(
-            tokens, segments, torch.full((len(segments.document), self._head.width), torch.nan, device=self._encoder.device)
-        )
-        for document in np.flatnonzero(segments.too_long).tolist():
-            work.failed[document] = ("too_long", "more tokens than one window holds")
+    def __call__(self, inputs: Inputs) -> Encoded:
+        """Encode all documents of `inputs`. Raises only where the model fails whatever it is given."""
+        offsets = {task: np.concatenate([[0], np.cumsum(head.rows(inputs))]) for task, head in self.heads.items()}
+        scores = {
+            task: torch.full((int(offsets[task][-1]), head.width), torch.nan, device=self._encoder.device)
+            for task, head in self.heads.items()
+        }
+        work = _Work(inputs, scores, offsets)
+        for document in inputs.entry_document[inputs.segments.too_long].tolist():
+            work.failed[document] = Failure("", "too_long", "more tokens than one window holds")
         self._run(work)
-        values = self._head.finish(work.scores.cpu().numpy(), segments, tokens)
-        for document in np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False)).tolist():
-            work.failed.setdefault(document, ("task_failed", "the result holds a number that is not finite"))
+        values = {task: self._finish(work, task) for task in self.heads}
         statistics = {
-            "segments": len(segments.document),
-            "tokens": int(self._lengths(segments).sum()),
+            "segments": len(inputs.segments.document),
+            "tokens": int(self._lengths(inputs).sum()),
             "packs": work.packs,
             "out_of_memory": work.out_of_memory,
         }
+        if work.failed:
+            null = np.isin(np.arange(inputs.n_documents), list(work.failed))
+            values = {task: column.take(pa.array(np.arange(inputs.n_documents), mask=null)) for task, column in values.items()}
         return Encoded(values, work.failed, statistics)
 
+    def _finish(self, work: _Work, task: str) -> pa.Array:
+        """The head's values; documents whose scores or values are not finite have failed."""
+        scores = work.scores[task].cpu().numpy()
+        broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        segments = np.searchsorted(work.offsets[task], broken, side="right") - 1
+        documents = work.inputs.entry_document[work.inputs.segments.document[segments]]
+        scores[broken] = 0
+        values = self.heads[task].finish(scores, work.inputs)
+        missing = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))
+        for document in np.unique(np.concatenate([documents, missing])).tolist():
+            work.failed.setdefault(
+                document, Failure(task, "task_failed", "there is no result, or it holds a number that is not finite")
+            )
+        return values
+
     def _run(self, work: _Work) -> None:
-        """Fill `work.scores`; segments of documents that fail are left NaN."""
-        todo = self._plan(work, np.arange(len(work.segments.document)))
+        """Fill `work.scores`; rows of documents that fail are left NaN."""
+        documents = work.inputs.entry_document[work.inputs.segments.document]
+        todo = self._plan(work, np.arange(len(documents)))
         while todo:
             chosen = todo.pop()
-            failed = np.isin(work.segments.document[chosen], list(work.failed)) if work.failed else np.zeros(len(chosen), bool)
+            failed = np.isin(documents[chosen], list(work.failed)) if work.failed else np.zeros(len(chosen), bool)
             chosen = chosen[~failed]
             problem = self._attempt(work, chosen) if len(chosen) else None
             if problem is None:
                 continue
             alone = len(chosen) == 1
-            document = int(work.segments.document[chosen[0]])
-            if problem == "oom":
+            document = int(documents[chosen[0]])
+            if problem.reason == "oom":
                 work.out_of_memory += 1
                 self._free_memory()
                 size = self._tokens(work, chosen)
@@ -136,53 +186,62 @@ class Encode:
                     self.budget = max(1, min(self.budget, size) // 2)
                     todo = self._plan(work, np.concatenate([*todo, chosen]))
                 elif self._attempt(work, chosen) is not None:  # once more, now that memory was freed
-                    work.failed[document] = ("oom", f"a window of {size} tokens does not fit the device's memory")
+                    work.failed[document] = Failure("", "oom", f"a window of {size} tokens does not fit the device's memory")
             else:
-                self._probe()
+                self._probe(work.inputs)
                 if alone:
-                    work.failed[document] = ("task_failed", problem)
+                    work.failed[document] = problem
                 else:
                     half = len(chosen) // 2
                     todo += [chosen[half:], chosen[:half]]
 
-    def _attempt(self, work: _Work, chosen: Ints) -> str | None:
-        """Encode one pack; None, or what went wrong: `oom` or the exception's class."""
+    def _attempt(self, work: _Work, chosen: Ints) -> Failure | None:
+        """Encode one pack; None, or what went wrong."""
+        task = next(iter(self.heads))  # the encoder serves them all: the first one speaks for it
         try:
-            pack = build_pack(work.tokens.ids, work.tokens.bounds, work.segments, chosen, self._frame)
-            scores = self._head.score(self._encoder.encode(pack), pack)
-            work.scores[torch.from_numpy(chosen).to(self._encoder.device)] = scores
+            pack = build_pack(work.inputs, chosen, self._frame)
+            hidden = self._encoder.encode(pack)
+            for task, head in self.heads.items():
+                offsets = work.offsets[task]
+                lengths = np.diff(offsets)[chosen]
+                rows = np.repeat(offsets[chosen], lengths) + ranges(lengths)
+                work.scores[task][torch.from_numpy(rows).to(self._encoder.device)] = head.score(hidden, pack, work.inputs)
         except Exception as error:  # noqa: BLE001 -- any document may break any model; its text stays out of the message
-            return "oom" if _is_out_of_memory(error) else type(error).__name__
+            return Failure("" if _is_out_of_memory(error) else task, *_reason(error))
         work.packs += 1
         return None
 
-    def _probe(self) -> None:
+    def _probe(self, inputs: Inputs) -> None:
         """Encode a document without text: raises where the model is broken, whatever it is given."""
-        pack = build_pack(
-            np.empty(0, np.int32),
-            np.zeros(2, np.int64),
-            segment(np.zeros(1, np.int64), self._windowing),
-            np.zeros(1, np.int64),
-            self._frame,
-        )
-        self._head.score(self._encoder.encode(pack), pack)
+        nothing = np.empty(0, np.int32)
+        tokens = Tokens(nothing, np.zeros(2, np.int64), np.empty((0, 2), np.int32))
+        companions = repeat_companions([nothing], 1, first=inputs.companions.first) if inputs.companions else None
+        empty = make_inputs(tokens, Windowing(1, 0), companions, inputs.columns.slice(0, 1))
+        pack = build_pack(empty, np.zeros(1, np.int64), self._frame)
+        hidden = self._encoder.encode(pack)
+        for head in self.heads.values():
+            head.score(hidden, pack, empty)
 
     def _plan(self, work: _Work, chosen: Ints) -> list[Ints]:
         """Packs of the segments `chosen`, the longest last, where they are taken from first."""
-        packs = plan_packs(self._lengths(work.segments)[chosen], self.budget, padded=self._encoder.padded)
+        packs = plan_packs(self._lengths(work.inputs)[chosen], self.budget, padded=self._encoder.padded)
         return [chosen[pack] for pack in reversed(packs)]
 
-    def _lengths(self, segments: Segments) -> Ints:
-        return segments.length + self._frame.size
+    def _lengths(self, inputs: Inputs) -> Ints:
+        return inputs.sizes + self._frame.size
 
     def _tokens(self, work: _Work, chosen: Ints) -> int:
         """Tokens of a pack as the budget counts them."""
-        lengths = self._lengths(work.segments)[chosen]
+        lengths = self._lengths(work.inputs)[chosen]
         return int(lengths.max() * len(lengths) if self._encoder.padded else lengths.sum())
 
     def _free_memory(self) -> None:
         if self._encoder.device.type != "cpu":
             torch.get_device_module(self._encoder.device).empty_cache()
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    return ("oom", "") if _is_out_of_memory(error) else ("task_failed", type(error).__name__)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

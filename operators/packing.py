@@ -6,31 +6,35 @@ full. What a document gets does not depend on the pack that its segments met in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from operators.segmentation import Ints, Segments
-
-Ids = npt.NDArray[np.int32]
+from operators.inputs import Ids, Inputs
+from operators.segmentation import Ints
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the body tokens in every window: special tokens, and the prompt before the body."""
+    """What stands around the texts in every window: special tokens, and the prompt before the body.
+
+    A window of one text is prefix, text, suffix; one of two texts is prefix, first, middle, second, suffix."""
 
     prefix: Ids
-    """int32: special tokens and prompt before the body."""
+    """int32: special tokens and prompt before the (first) text."""
     suffix: Ids
-    """int32: special tokens after it."""
+    """int32: special tokens at the end."""
     prompt_length: int = 0
     """Leading tokens of a window that pooling leaves out where the model excludes its prompt; 0 without a prompt."""
+    middle: Ids = field(default_factory=lambda: np.empty(0, np.int32))
+    """int32: special tokens between two texts."""
+    types: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+    """Token types of prefix, first text, middle, second text and suffix."""
 
     @property
     def size(self) -> int:
-        """Tokens of a window that are not body."""
-        return len(self.prefix) + len(self.suffix)
+        """Tokens of a window that are of no text."""
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,12 @@ class Pack:
     """int32 [S + 1]"""
     segments: Ints
     """int64 [S]: which of the piece's segments these are."""
-    prompt_length: int
+    prompt_length: int = 0
     """As `Frame.prompt_length`."""
+    token_types: Ids | None = None
+    """int32 [T]; None where all are 0."""
+    body: Ints | None = None
+    """int64 [S]: where the first body token of each window is in the pack."""
 
     @property
     def lengths(self) -> Ids:
@@ -74,16 +82,47 @@ def plan_packs(lengths: Ints, budget: int, *, padded: bool) -> list[Ints]:
     return packs
 
 
-def build_pack(ids: Ids, bounds: Ints, segments: Segments, chosen: Ints, frame: Frame) -> Pack:
-    """Lay the segments numbered in `chosen` end to end, framed. `ids` and `bounds` are those of `tokenization.Tokens`."""
+def build_pack(inputs: Inputs, chosen: Ints, frame: Frame) -> Pack:
+    """Lay the segments numbered in `chosen` end to end, framed, each beside its companion where there is one."""
+    segments, companions = inputs.segments, inputs.companions
     body = segments.length[chosen]
-    ends = np.cumsum(body + frame.size)
-    starts = ends - (body + frame.size)
+    entry = segments.document[chosen]
+    beside = companions.lengths[entry] if companions else np.zeros(len(chosen), np.int64)
+    lengths = body + beside + frame.size
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    first_at = starts + len(frame.prefix)
+    companion_first = companions is not None and companions.first
+    second_at = first_at + (beside if companion_first else body) + len(frame.middle)
+    body_at, companion_at = (second_at, first_at) if companion_first else (first_at, second_at)
+
     packed = np.empty(ends[-1], np.int32)
-    packed[starts[:, None] + np.arange(len(frame.prefix))] = frame.prefix
-    packed[ends[:, None] - len(frame.suffix) + np.arange(len(frame.suffix))] = frame.suffix
-    # Position of each body token within its own window, for all windows at once.
-    within = np.arange(body.sum()) - np.repeat(np.cumsum(body) - body, body)
-    source = bounds[segments.document[chosen]] + segments.start[chosen]
-    packed[np.repeat(starts + len(frame.prefix), body) + within] = ids[np.repeat(source, body) + within]
-    return Pack(packed, np.concatenate([[0], ends]).astype(np.int32), chosen, frame.prompt_length)
+    for at, run in (
+        (starts, frame.prefix),
+        (second_at - len(frame.middle), frame.middle),
+        (ends - len(frame.suffix), frame.suffix),
+    ):
+        packed[at[:, None] + np.arange(len(run))] = run
+    _copy(packed, body_at, inputs.tokens.ids, inputs.body_starts[entry] + segments.start[chosen], body)
+    if companions:
+        _copy(packed, companion_at, companions.ids, companions.bounds[entry], beside)
+    types = None
+    if any(frame.types):
+        first = beside if companion_first else body
+        parts = np.stack([np.full(len(chosen), len(frame.prefix)), first, np.full(len(chosen), len(frame.middle))])
+        rest = body + beside - first
+        parts = np.concatenate([parts, rest[None], np.full((1, len(chosen)), len(frame.suffix))])
+        types = np.repeat(np.tile(np.array(frame.types, np.int32), len(chosen)), parts.T.reshape(-1))
+    return Pack(packed, np.concatenate([[0], ends]).astype(np.int32), chosen, frame.prompt_length, types, body_at)
+
+
+def _copy(target: Ids, at: Ints, source: Ids, begin: Ints, lengths: Ints) -> None:
+    """Copy runs of `lengths` tokens from `begin` in `source` to `at` in `target`, all at once."""
+    within = ranges(lengths)
+    target[np.repeat(at, lengths) + within] = source[np.repeat(begin, lengths) + within]
+
+
+def ranges(lengths: Ints) -> Ints:
+    """0 .. n - 1 for each n of `lengths`, one after the other."""
+    counted: Ints = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return counted

@@ -25,13 +25,15 @@ class Windowing:
     """How documents are cut. `capacity` and `overlap` count body tokens; ValueError where they do not fit together.
 
     A cap of m segments reads the first m windows full of text, m * (capacity - overlap) + overlap tokens; `truncate` is a cap
-    of one. `error` leaves documents of more than one window without segments.
+    of one. `error` leaves documents of more than one window without segments. `strided` are the windows of transformers'
+    pipelines: all full but the last, which may be a sliver.
     """
 
     capacity: int
     overlap: int
     policy: Literal["window", "truncate", "error"] = "window"
     max_segments: int | None = None
+    style: Literal["balanced", "strided"] = "balanced"
 
     def __post_init__(self) -> None:
         resolve_overlap(self.overlap, self.capacity)
@@ -56,7 +58,13 @@ class Segments:
     truncated: Flags
     """bool [D]: text was left out by `truncate` or `max_segments`."""
     too_long: Flags
-    """bool [D]: policy `error` refuses the document; it has no segments."""
+    """bool [D]: policy `error` refuses the document, or its companion leaves no room for it; it has no segments."""
+
+    @property
+    def first_owned(self) -> Ints:
+        """int64 [S]: where the tokens that this window owns start; windows own their documents' tokens in order, without gaps."""
+        before = np.cumsum(self.owned) - self.owned
+        return before - before[self.first[self.document]]
 
     @property
     def first(self) -> Ints:
@@ -75,13 +83,18 @@ def resolve_overlap(overlap: int | Literal["auto"], capacity: int) -> int:
     return overlap
 
 
-def segment(lengths: Ints, windowing: Windowing) -> Segments:
-    """Cut documents of `lengths` body tokens (int64 [D]) into windows. A document of no tokens has one segment of length 0."""
-    capacity, overlap = windowing.capacity, windowing.overlap
+def segment(lengths: Ints, windowing: Windowing, taken: Ints | None = None) -> Segments:
+    """Cut documents of `lengths` body tokens (int64 [D]) into windows. A document of no tokens has one segment of length 0.
+
+    `taken` (int64 [D]): tokens of each document's windows that something else takes, such as a question; what is left is the
+    capacity, and the overlap is at most half of it."""
     read = lengths.astype(np.int64)
+    room = np.full(len(read), windowing.capacity) - (0 if taken is None else taken)
+    capacity = np.maximum(room, 1)
+    overlap = np.minimum(windowing.overlap, capacity // 2)
     cap = 1 if windowing.policy == "truncate" else windowing.max_segments
     truncated = np.zeros(len(read), bool)
-    too_long = (read > capacity) & (windowing.policy == "error")
+    too_long = ((read > capacity) & (windowing.policy == "error")) | (room < 1)
     if cap is not None:
         most = cap * (capacity - overlap) + overlap
         truncated = (read > most) & ~too_long
@@ -90,11 +103,15 @@ def segment(lengths: Ints, windowing: Windowing) -> Segments:
     count[too_long] = 0
 
     document = np.repeat(np.arange(len(read), dtype=np.int64), count)
-    k = count[document]
+    n, c, o, k = read[document], capacity[document], overlap[document], count[document]
     i = np.arange(len(document), dtype=np.int64) - (np.cumsum(count) - count)[document]
-    base, longer = np.divmod(read[document] + (k - 1) * overlap, k)
-    length = base + (i < longer)
-    start = i * (base - overlap) + np.minimum(i, longer)
-    earlier = (overlap + 1) // 2
-    owned = length - np.where(i > 0, earlier, 0) - np.where(i < k - 1, overlap - earlier, 0)
+    if windowing.style == "strided":
+        start = i * (c - o)
+        length = np.minimum(c, n - start)
+    else:
+        base, longer = np.divmod(n + (k - 1) * o, k)
+        length = base + (i < longer)
+        start = i * (base - o) + np.minimum(i, longer)
+    earlier = (o + 1) // 2
+    owned = length - np.where(i > 0, earlier, 0) - np.where(i < k - 1, o - earlier, 0)
     return Segments(document, start, length, owned, count, truncated, too_long)

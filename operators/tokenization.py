@@ -8,9 +8,10 @@ reference.
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from operators.packing import Frame, Ids
-from operators.segmentation import Ints
+from operators.inputs import Ids, Tokens
+from operators.packing import Frame
 
 _BATCH_CHARACTERS = 1 << 20
 """Characters tokenized at once; encodings take about 80 bytes for each, 140 with offsets."""
@@ -37,18 +38,6 @@ _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 _BREAK = re.compile(r"(?<=\S)(?=[ \n]\w)")
 """A place before a single space or line end between words; see `_breaks_at_spaces`."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Body tokens of D documents, T in all: document d has `ids[bounds[d]:bounds[d + 1]]`."""
-
-    ids: Ids
-    """int32 [T]"""
-    bounds: Ints
-    """int64 [D + 1]"""
-    spans: npt.NDArray[np.int32] | None = None
-    """int32 [T, 2]: start and end (exclusive) of each token in code points of the text; None where not asked for."""
 
 
 class _Part(NamedTuple):
@@ -75,19 +64,39 @@ class Tokenizer:
         self._in_parts = _breaks_at_spaces(self._backend)
         self.model_max_length: int | None = loaded.model_max_length if loaded.model_max_length < _UNLIMITED else None
         self._prompt_ids = self._ids(prompt.rstrip())
+        self.mask_id: int | None = loaded.mask_token_id
+        self._has_types = "token_type_ids" in loaded.model_input_names
         self.frame = self._make_frame(set(loaded.all_special_ids))
 
     @property
-    def specials(self) -> int:
-        """Tokens of a window that are not body: special tokens and prompt."""
-        return self.frame.size
+    def fingerprint(self) -> str:
+        """SHA-256 over all that decides which tokens a text becomes."""
+        return hashlib.sha256(f"{self._prompt}\0{self._backend.to_str()}".encode()).hexdigest()
+
+    def token(self, id_: int) -> str:
+        """The text of one token, as the tokenizer decodes it alone."""
+        text: str = self._backend.decode([id_], skip_special_tokens=False)
+        return text
+
+    def pair_frame(self) -> Frame:
+        """What the tokenizer puts around and between two texts, found by trying. ValueError where it knows no pairs."""
+        probe = self._backend.encode("a", "b", add_special_tokens=True)
+        sequence = np.array([-1 if s is None else s for s in probe.sequence_ids])
+        first, second = np.flatnonzero(sequence == 0), np.flatnonzero(sequence == 1)
+        if not len(first) or not len(second) or first[-1] + 1 == second[0]:
+            raise ValueError("the tokenizer puts nothing between two texts; this head needs one that was made for pairs")
+        cuts = [0, first[0], first[-1] + 1, second[0], second[-1] + 1, len(sequence)]
+        prefix, _, middle, _, suffix = (np.array(probe.ids[a:b], np.int32) for a, b in pairwise(cuts))
+        types = [probe.type_ids[a] if b > a else 0 for a, b in pairwise(cuts)] if self._has_types else [0] * 5
+        return Frame(prefix, suffix, 0, middle, (types[0], types[1], types[2], types[3], types[4]))
 
     def tokenize(self, texts: pa.LargeStringArray, offsets: bool = False) -> Tokens:
-        """Body tokens of each text, without specials and prompt; with `offsets` also their spans. No text may be null.
+        """Body tokens of each text, without specials and prompt; with `offsets` also their spans and words. No text may be null.
 
         Memory beyond the result is bounded by `_BATCH_CHARACTERS`, unless the tokenizer needs long texts whole."""
         ids: list[Ids] = [np.empty(0, np.int32)]
         spans: list[npt.NDArray[np.int32]] = [np.empty((0, 2), np.int32)]
+        words: list[Ids] = [np.empty(0, np.int32)]
         counts = np.zeros(len(texts), np.int64)
         encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
         for batch in self._batches(texts):
@@ -100,8 +109,13 @@ class Tokenizer:
                     # The first token of a text may reach back into the prompt's last space.
                     shifted = np.array(encoding.offsets[skip:], np.int32).reshape(-1, 2) + (part.start - len(self._prompt))
                     spans.append(np.maximum(shifted, 0))
+                    # Words of a later part follow those before it: a part has no more words than characters.
+                    numbers = [-1 if word is None else word + part.start for word in encoding.word_ids[skip:]]
+                    words.append(np.array(numbers, np.int32))
         bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return Tokens(np.concatenate(ids), bounds, np.concatenate(spans) if offsets else None)
+        if not offsets:
+            return Tokens(np.concatenate(ids), bounds)
+        return Tokens(np.concatenate(ids), bounds, np.concatenate(spans), np.concatenate(words))
 
     def _batches(self, texts: pa.LargeStringArray) -> Iterator[list[_Part]]:
         """Prompt and text of each document, in parts where it is long, batched by size."""

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
-import string
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+import transformers
+from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
+from tests.tiny_tokenizers import MODEL_TYPES, WORDS, tiny_tokenizer
+
+__all__ = ["MODEL_TYPES", "WORDS", "tiny_bert", "tiny_encoder", "tiny_sentence_transformer", "tiny_task"]
+
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-_TEXT = """
-the of and a to in is was for on with as by at from his her it that be an are river water city bank market house tree light
-night king queen war law music song paint color star moon sun planet orbit engine train road bridge ship sea island storm rain
-snow doctor blood heart brain cell gene drug bread milk fruit apple horse dog cat bird fish lion query passage represent sentence
-"""
-WORDS = _TEXT.split()
-"""Words that the tokenizers know whole; all else falls into letters."""
-
-_CHARACTERS = [*string.ascii_lowercase, *string.digits, *"人天地水火山川日月文字中国书学 ".replace(" ", ""), *string.punctuation]
 
 
 @dataclass(frozen=True)
@@ -53,6 +45,8 @@ class Options:
     """Usable positions; RoBERTa-like families get their offset added."""
     hidden_size: int = 32
     seed: int = 0
+    config: dict[str, Any] | None = None
+    """Further entries of the transformer's config.json."""
 
 
 def tiny_sentence_transformer(directory: Path, **options: Any) -> Path:
@@ -79,27 +73,64 @@ def tiny_sentence_transformer(directory: Path, **options: Any) -> Path:
     return directory
 
 
-_ENCODER_OPTIONS = ("model_type", "max_positions", "hidden_size", "seed")
+_ENCODER_OPTIONS = ("model_type", "max_positions", "hidden_size", "seed", "config")
 
 
 def tiny_encoder(
-    directory: Path, *, model_type: str = "bert", max_positions: int = 64, hidden_size: int = 32, seed: int = 0
+    directory: Path,
+    *,
+    model_type: str = "bert",
+    max_positions: int = 64,
+    hidden_size: int = 32,
+    seed: int = 0,
+    config: dict[str, Any] | None = None,
 ) -> Path:
     """Write a two-layer random encoder of `model_type` with its tokenizer to `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    backend, tokens = _TOKENIZERS[model_type]()
-    fast: Any = PreTrainedTokenizerFast
-    fast(tokenizer_object=backend, model_max_length=max_positions, **tokens).save_pretrained(directory)
-    pad = backend.get_vocab()[tokens["pad_token"]]
+    chosen = _tokenizer_and_config(directory, model_type, max_positions, hidden_size)
+    chosen.update(config or {})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModel.from_config(chosen).save_pretrained(directory)  # type: ignore[no-untyped-call]
+    return directory
+
+
+def tiny_task(
+    directory: Path,
+    task: str,
+    *,
+    model_type: str = "bert",
+    max_positions: int = 64,
+    hidden_size: int = 32,
+    seed: int = 0,
+    **config: Any,
+) -> Path:
+    """Write a two-layer random `AutoModelFor<task>` of `model_type` with its tokenizer; `config` goes into its config.json.
+
+    Weights of the head are wide, so that scores of other inputs differ clearly."""
+    directory.mkdir(parents=True, exist_ok=True)
+    chosen = _tokenizer_and_config(directory, model_type, max_positions, hidden_size)
+    names = config.pop("id2label", {})
+    chosen.update(config)
+    if names:  # last, since a number of labels makes up names of its own
+        chosen.update({"id2label": names, "label2id": {name: i for i, name in names.items()}})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = getattr(transformers, f"AutoModelFor{task}").from_config(chosen)
+        model.save_pretrained(directory)
+    return directory
+
+
+def _tokenizer_and_config(directory: Path, model_type: str, max_positions: int, hidden_size: int) -> Any:
+    """Save the tokenizer and make the config that fits it."""
+    tokenizer = tiny_tokenizer(directory, model_type, max_positions)
+    pad = tokenizer.pad_token_id
     config = AutoConfig.for_model(
         model_type, **_sizes(model_type, hidden_size, max_positions + (pad + 1 if model_type in _OFFSET else 0))
     )
-    ids = {f"{name}_token_id": backend.token_to_id(tokens[f"{kind}_token"]) for name, kind in _IDS.items()}
-    config.update({"vocab_size": backend.get_vocab_size(), **ids})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        AutoModel.from_config(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
-    return directory
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{kind}_token_id") for name, kind in _IDS.items()}
+    config.update({"vocab_size": len(tokenizer), **ids})
+    return config
 
 
 def tiny_bert(directory: Path, **options: Any) -> Path:
@@ -142,72 +173,6 @@ def _sizes(model_type: str, hidden: int, positions: int) -> dict[str, Any]:
     }
     return sizes | extra.get(model_type, {})
 
-
-def _word_piece() -> tuple[Tokenizer, dict[str, str]]:
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = [*special, *WORDS, *_CHARACTERS, *(f"##{c}" for c in string.ascii_lowercase + string.digits)]
-    backend = Tokenizer(models.WordPiece({p: i for i, p in enumerate(dict.fromkeys(pieces))}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    return _finish(backend, "[CLS]", "[SEP]"), _named("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-def _byte_level() -> tuple[Tokenizer, dict[str, str]]:
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    merges: dict[tuple[str, str], None] = {}
-    for word in WORDS:
-        whole = "\u0120"  # the byte-level alphabet's space
-        for letter in word:
-            merges[whole, letter] = None
-            whole += letter
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = [*special, *alphabet, *("".join(m) for m in merges)]
-    backend = Tokenizer(models.BPE({p: i for i, p in enumerate(dict.fromkeys(pieces))}, list(merges), unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return _finish(backend, "<s>", "</s>"), _named("<pad>", "<unk>", "<s>", "</s>", "<mask>")
-
-
-def _unigram() -> tuple[Tokenizer, dict[str, str]]:
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    pieces = [*special, "\u2581", *(f"\u2581{w}" for w in WORDS), *_CHARACTERS]
-    scored = [(p, 0.0 if p in special else -2.0 if len(p) > 1 else -8.0) for p in dict.fromkeys(pieces)]
-    backend = Tokenizer(models.Unigram(scored, unk_id=3, byte_fallback=False))
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Metaspace()
-    return _finish(backend, "<s>", "</s>"), _named("<pad>", "<unk>", "<s>", "</s>", "<mask>")
-
-
-def _finish(backend: Tokenizer, first: str, last: str) -> Tokenizer:
-    ids = [(t, backend.token_to_id(t)) for t in (first, last)]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}", pair=f"{first} $A {last} $B {last}", special_tokens=ids
-    )
-    return backend
-
-
-def _named(pad: str, unknown: str, first: str, last: str, mask: str) -> dict[str, str]:
-    return {"pad_token": pad, "unk_token": unknown, "cls_token": first, "sep_token": last, "mask_token": mask}
-
-
-_TOKENIZERS: dict[str, Callable[[], tuple[Tokenizer, dict[str, str]]]] = {
-    "bert": _word_piece,
-    "distilbert": _word_piece,
-    "electra": _word_piece,
-    "mpnet": _byte_level,
-    "roberta": _byte_level,
-    "modernbert": _byte_level,
-    "deberta": _byte_level,
-    "albert": _unigram,
-    "camembert": _unigram,
-    "xlm-roberta": _unigram,
-    "deberta-v2": _unigram,
-}
-MODEL_TYPES = tuple(_TOKENIZERS)
 
 _BOOLEANS = {
     "cls": "pooling_mode_cls_token",

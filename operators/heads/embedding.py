@@ -1,6 +1,7 @@
 """Embeddings: the model's own pooling for each segment, aggregated to a document, then the model's later modules once.
 
-A document that fits one window gets the vector that sentence-transformers' `encode` gives it.
+A document that fits one window gets the vector that sentence-transformers' `encode` gives it. With `spans`, each given span
+of the text gets a vector of its own by late pooling.
 """
 
 from __future__ import annotations
@@ -10,49 +11,57 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import Field, StrictBool, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from operators import aggregation
+from operators import aggregation, encoding
 from operators.aggregation import Floats
+from operators.inputs import Inputs
 from operators.models.layout import Dense, Layout, Module, Normalize
 from operators.packing import Pack
-from operators.segmentation import Flags, Segments
-from operators.tokenization import Tokens
+from operators.pooling import Spans, find_spans, join_spans, pool, pool_spans
+from operators.prompts import PromptConfig, choose_prompt
+from operators.segmentation import Flags, Ints
 
 _AGGREGATES: dict[str, aggregation.Aggregate] = {"mean": aggregation.mean, "max": aggregation.maximum, "first": aggregation.first}
 
 
-class Config(BaseModel):
+class Config(PromptConfig):
     """Settings of the head, beside `head` and `model` in the task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: Annotated[int, Field(gt=0)] | None = None
     """Keep the first `dim` components (Matryoshka); None: all."""
     dtype: Literal["float32", "float16"] = "float32"
     normalize: Literal["auto"] | StrictBool = "auto"
     """To length 1 at the end; auto: again after `dim` if the model normalizes."""
-    prompt: str | None = None
-    prompt_name: str | None = None
-    """A prompt by its name in the model's files; without either, the model's default prompt."""
     aggregate: Literal["mean", "max", "first", "none"] = "mean"
     """How segments become the document; none: a list of them, each with its span."""
 
+    spans: str | None = None
+    """A column of lists of [start, end] in code points: with `aggregate: none`, one vector for each of these spans instead."""
+
     @model_validator(mode="after")
-    def _one_prompt(self) -> Config:
-        if self.prompt is not None and self.prompt_name is not None:
-            raise ValueError("prompt and prompt_name are both given; choose one")
+    def _spans_are_not_aggregated(self) -> Config:
+        if self.spans is not None and self.aggregate != "none":
+            raise ValueError(f"spans gives a list of vectors, so it needs aggregate: none, not {self.aggregate}")
         return self
 
 
-class Head:
+class Head(encoding.Head):
     """ValueError where `config` does not fit the model that `layout` describes."""
 
     def __init__(self, config: Config, layout: Layout) -> None:
+        if layout.splade_dir is not None:
+            raise ValueError("the model gives sparse vectors; its head is sparse_embedding")
+        if not layout.pooling:
+            raise ValueError("the model is a cross-encoder; its head is pair_score")
+        if config.spans is not None and layout.pooling != ("mean",):
+            pooling = ", ".join(layout.pooling)
+            raise ValueError(f"spans are pooled by mean, but the model's pooling is {pooling}; choose a model that pools by mean")
         if config.dim is not None and config.dim > layout.dimension:
             raise ValueError(f"dim {config.dim} is more than the model's {layout.dimension} components")
         self._config = config
@@ -66,32 +75,78 @@ class Head:
         self._span_fields = [pa.field("start", pa.int32()), pa.field("end", pa.int32()), pa.field("vector", vector)]
         self.wants_offsets = config.aggregate == "none"
         self.type: pa.DataType = pa.list_(pa.struct(self._span_fields)) if self.wants_offsets else vector
-        self.prompt = _prompt(config, layout)
-        self.width = layout.pooled_size
+        self.prompt = choose_prompt(config, layout)
+        self.width = layout.pooled_size + (config.spans is not None)
+        self.wants_text = config.spans is not None
+        self.columns = {config.spans: pa.list_(pa.list_(pa.int64()))} if config.spans is not None else {}
+        self._found: tuple[Inputs, Spans] | None = None
 
     def load(self, device: torch.device) -> None:
         """Load the weights of the modules behind the pooling to `device`, in float32."""
         self._device = device
         self._modules = [_function(module, device) for module in self._layout.modules]
 
-    def score(self, hidden_TH: Tensor, pack: Pack) -> Tensor:
-        """float32 [S, P]: the model's pooling of each segment."""
+    def rows(self, inputs: Inputs) -> Ints:
+        """int64 [S]: one for each segment, or for each span that it owns tokens of."""
+        return self._spans(inputs).part_counts if self._config.spans is not None else super().rows(inputs)
+
+    def score(self, hidden_TH: Tensor, pack: Pack, inputs: Inputs) -> Tensor:
+        """float32 [R, P]: the model's pooling of each segment, or the sums and counts of spans' parts."""
+        if self._config.spans is not None:
+            return pool_spans(hidden_TH, pack, self._spans(inputs))
         excluded = 0 if self._layout.include_prompt else pack.prompt_length
         return pool(hidden_TH, pack, self._layout.pooling, excluded)
 
-    def finish(self, scores: Floats, segments: Segments, tokens: Tokens) -> pa.Array:
-        """One vector for each document, or a list of its segments' vectors; null where one is not finite."""
+    def finish(self, scores: Floats, inputs: Inputs) -> pa.Array:
+        """One vector for each document, or a list of its segments' or spans' vectors; null where one is not finite, and where
+        a document's spans are no spans of its text."""
+        segments = inputs.segments
+        if self._config.spans is not None:
+            return self._finish_spans(scores, self._spans(inputs))
         if self._config.aggregate != "none":
             vectors = self._vectors(_AGGREGATES[self._config.aggregate](scores, segments))
             return self._array(vectors, _finite(vectors))
         vectors = self._vectors(scores)
         finite = _finite(vectors)
         broken = np.bincount(segments.document[~finite], minlength=len(segments.n_segments)) > 0
-        start, end = _spans(segments, tokens)
-        items = pa.StructArray.from_arrays([start, end, self._array(vectors, finite)], fields=self._span_fields)
-        ends = np.cumsum(segments.n_segments)
-        offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
-        return pa.ListArray.from_arrays(offsets, items, type=self.type, mask=pa.array(broken | (segments.n_segments == 0)))
+        items = [*inputs.window_spans().values(), self._array(vectors, finite)]
+        return self._lists(items, segments.n_segments, broken | (segments.n_segments == 0))
+
+    def _finish_spans(self, sums: Floats, spans: Spans) -> pa.Array:
+        """A list for each document with the vector of each span, null in a span without tokens."""
+        means, found = join_spans(sums, spans)
+        vectors = self._vectors(means)
+        finite = _finite(vectors)
+        documents = len(spans.valid)
+        broken = np.bincount(spans.document[~finite], minlength=documents) > 0
+        start, end = (pa.array(column.astype(np.int32)) for column in spans.bounds.T)
+        counts = np.bincount(spans.document, minlength=documents)
+        return self._lists([start, end, self._array(vectors, finite & found)], counts, broken | ~spans.valid)
+
+    def _lists(self, items: list[pa.Array], counts: Ints, null: Flags) -> pa.Array:
+        """start, end and vector of each item as lists of `counts` (int64 [D]) items."""
+        structs = pa.StructArray.from_arrays(items, fields=self._span_fields)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, structs, type=self.type, mask=pa.array(null))
+
+    def _spans(self, inputs: Inputs) -> Spans:
+        """The spans of these inputs, found once for all their packs."""
+        assert self._config.spans is not None
+        if self._found is None or self._found[0] is not inputs:
+            self._found = inputs, find_spans(inputs, self._config.spans)
+        return self._found[1]
+
+    def similarity(self, values: pa.Array, reference: pa.Array) -> Floats:
+        """float32 [D]: cosine; where a document has several vectors the lowest one, and 1 where it has none."""
+        vectors = [_stacked(column) for column in (values, reference)]
+        lengths = np.linalg.norm(vectors[0], axis=1) * np.linalg.norm(vectors[1], axis=1)
+        cosine: Floats = (vectors[0] * vectors[1]).sum(1) / np.maximum(lengths, 1e-12)
+        if self._config.aggregate != "none":
+            return cosine
+        lowest = np.ones(len(values), np.float32)
+        document = pc.list_parent_indices(values).filter(pc.struct_field(values.flatten(), "vector").is_valid())
+        np.minimum.at(lowest, document.to_numpy(), cosine)
+        return lowest
 
     def _vectors(self, pooled: Floats) -> Floats:
         """The model's later modules, `dim`, and `normalize`, on [N, P]; float16 where that is the type."""
@@ -106,53 +161,6 @@ class Head:
 
     def _array(self, vectors: Floats, valid: Flags) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self._dim, mask=pa.array(~valid))
-
-
-def pool(hidden_TH: Tensor, pack: Pack, modes: tuple[str, ...], excluded: int) -> Tensor:
-    """float32 [S, H * modes]: each window's tokens pooled as sentence-transformers does, without the first `excluded` ones.
-
-    Sums are kept in float32 also where the encoder runs in half precision. Unlike there, the results are not cast back.
-    """
-    hidden_TH = hidden_TH.float()
-    device = hidden_TH.device
-    lengths = torch.from_numpy(pack.lengths).to(device).long()
-    cu_seqlens = torch.from_numpy(pack.cu_seqlens).to(device).long()
-    window = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(hidden_TH))
-    position = torch.arange(len(hidden_TH), device=device) - cu_seqlens[window]
-    taken = position >= excluded
-    results: list[Tensor] = []
-    for mode in modes:
-        if mode == "cls":
-            # A window without suffix may hold the prompt alone; its first token then stands.
-            results.append(hidden_TH[cu_seqlens[:-1] + excluded * (lengths > excluded)])
-        elif mode == "lasttoken":
-            results.append(hidden_TH[cu_seqlens[1:] - 1])
-        elif mode == "max":
-            lowest = torch.full((len(lengths), hidden_TH.shape[1]), -torch.inf, device=device)
-            values = hidden_TH.masked_fill(~taken[:, None], -torch.inf)
-            results.append(lowest.scatter_reduce_(0, window[:, None].expand_as(values), values, "amax"))
-        else:
-            weights = (taken * (position + 1) if mode == "weightedmean" else taken).float()
-            sums = _sum(hidden_TH * weights[:, None], window, len(lengths))
-            total = _sum(weights[:, None], window, len(lengths)).clamp(min=1e-9)
-            results.append(sums / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total))
-    return torch.cat(results, dim=-1)
-
-
-def _sum(values: Tensor, window: Tensor, windows: int) -> Tensor:
-    """Rows of each window summed. index_add_ is 8 to 30 times as fast as segment_reduce on CPUs."""
-    return torch.zeros(windows, values.shape[1], device=values.device).index_add_(0, window, values)
-
-
-def _prompt(config: Config, layout: Layout) -> str:
-    if config.prompt is not None:
-        return config.prompt
-    if config.prompt_name is None:
-        return layout.prompts.get(layout.default_prompt_name or "", "")
-    if config.prompt_name not in layout.prompts:
-        known = ", ".join(sorted(layout.prompts)) or "none"
-        raise ValueError(f"prompt_name {config.prompt_name!r} is not in the model's files; there are: {known}")
-    return layout.prompts[config.prompt_name]
 
 
 def _function(module: Module, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -172,13 +180,9 @@ def _finite(vectors: Floats) -> Flags:
     return finite
 
 
-def _spans(segments: Segments, tokens: Tokens) -> tuple[pa.Array, pa.Array]:
-    """Start and end of each segment in code points; 0 and 0 for a document of no tokens."""
-    if tokens.spans is None:
-        raise ValueError("aggregate: none needs tokens with spans")
-    filled = segments.length > 0
-    opening = tokens.bounds[segments.document] + segments.start
-    spans = np.zeros((len(opening), 2), np.int32)
-    spans[filled, 0] = tokens.spans[opening[filled], 0]
-    spans[filled, 1] = tokens.spans[(opening + segments.length - 1)[filled], 1]
-    return pa.array(spans[:, 0]), pa.array(spans[:, 1])
+def _stacked(column: pa.Array) -> Floats:
+    """float32 [N, dim]: all vectors of a column, of documents or of their segments."""
+    if not pa.types.is_fixed_size_list(column.type):
+        column = pc.struct_field(column.flatten(), "vector")
+    vectors: Floats = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return vectors.reshape(-1, column.type.list_size)

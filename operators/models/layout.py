@@ -6,12 +6,11 @@ Without modules.json the model is its transformer with mean pooling, as in sente
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
-_T = TypeVar("_T")
+from operators.models.files import entry, read_json, whole_number
 
 MODEL_TYPES = (
     "albert",
@@ -29,7 +28,7 @@ MODEL_TYPES = (
 """Encoders that run, each compared with sentence-transformers in the tests."""
 
 _OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")
-"""Families whose position ids start behind the padding id, which costs them padding_idx + 1 positions."""
+"""Families whose position ids start behind the padding id (in MPNet's code always 1): it costs them padding_idx + 1 positions."""
 
 _POOLING_BOOLEANS = {
     "pooling_mode_cls_token": "cls",
@@ -44,7 +43,6 @@ _POOLING_BOOLEANS = {
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-_JSON_NAMES: dict[type, str] = {dict: "an object", list: "a list", int: "a whole number", str: "a string"}
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 
@@ -92,6 +90,8 @@ class Layout:
     """Modes in the order in which their results are concatenated."""
     include_prompt: bool
     """Whether the prompt's tokens take part in pooling."""
+    splade_dir: Path | None
+    """Directory of a sparse encoder's pooling, which pools the logits of a masked language model; `pooling` is empty then."""
     modules: tuple[Module, ...]
     """What follows pooling, in order; dropout, which does nothing outside training, is left out."""
     directories: tuple[Path, ...]
@@ -130,16 +130,11 @@ def read_layout(path: Path) -> Layout:
         raise ValueError(f"{transformer_dir} holds no config.json, so it is not a model's directory")
     model_type = str(config.get("model_type"))
     if model_type not in MODEL_TYPES:
-        raise ValueError(
-            f"{transformer_dir}/config.json: model_type {model_type!r} is not among those that run: {', '.join(MODEL_TYPES)}"
-        )
-    hidden_size = _whole_number(config, ("hidden_size", "dim"), transformer_dir)
+        raise ValueError(f"{transformer_dir}/config.json: model_type {model_type!r} does not run; {', '.join(MODEL_TYPES)} do")
+    hidden_size = whole_number(config, ("hidden_size", "dim"), transformer_dir)
     settings_file, settings = _transformer_settings(transformer_dir)
-    task = settings.get("transformer_task", "feature-extraction")
-    if task != "feature-extraction":
-        raise ValueError(f"{transformer_dir}: transformer_task {task!r} gives no token vectors; only feature-extraction does")
-    pooling_dirs = [directory for kind, directory in modules if kind == "Pooling"]
-    pooling, include_prompt = _read_pooling(path / pooling_dirs[0], hidden_size) if modules else (("mean",), True)
+    _check_task(settings, [kind for kind, _ in modules], transformer_dir)
+    pooling, include_prompt = _read_pooling(path, modules, hidden_size)
     top_file = path / "config_sentence_transformers.json"
     top = read_json(top_file, dict) or {}
     layout = Layout(
@@ -147,14 +142,15 @@ def read_layout(path: Path) -> Layout:
         model_type=model_type,
         hidden_size=hidden_size,
         max_positions=_max_positions(config, model_type, transformer_dir / "config.json"),
-        max_seq_length=_entry(settings, "max_seq_length", int, settings_file),
+        max_seq_length=entry(settings, "max_seq_length", int, settings_file),
         do_lower_case=bool(settings.get("do_lower_case")),
         pooling=pooling,
         include_prompt=include_prompt,
+        splade_dir=next((path / directory for kind, directory in modules if kind == "SpladePooling"), None),
         modules=tuple(m for kind, directory in modules[2:] if (m := _read_module(kind, path / directory))),
         directories=tuple(dict.fromkeys([path, transformer_dir, *(path / directory for _, directory in modules)])),
-        prompts={name: prompt for name, prompt in (_entry(top, "prompts", dict, top_file) or {}).items() if prompt is not None},
-        default_prompt_name=_entry(top, "default_prompt_name", str, top_file),
+        prompts={name: prompt for name, prompt in (entry(top, "prompts", dict, top_file) or {}).items() if prompt is not None},
+        default_prompt_name=entry(top, "default_prompt_name", str, top_file),
     )
     _check_widths(layout, path)
     return layout
@@ -168,38 +164,56 @@ def _transformer_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
     return directory / _TRANSFORMER_CONFIGS[0], {}
 
 
+def _check_task(settings: dict[str, Any], kinds: list[str], directory: Path) -> None:
+    task = settings.get("transformer_task", "fill-mask" if "MLMTransformer" in kinds else "feature-extraction")
+    wanted = "fill-mask" if "SpladePooling" in kinds else "sequence-classification" if kinds == _CROSS else "feature-extraction"
+    if task != wanted:
+        raise ValueError(f"{directory}: transformer_task {task!r} does not give what is pooled behind it; {wanted} does")
+
+
 def _read_modules(path: Path) -> list[tuple[str, str]]:
     """Kind and relative directory of each module; empty without modules.json."""
     file = path / "modules.json"
     listed = read_json(file, list)
     if listed is None:
         return []
-    for entry in listed:
-        if not isinstance(entry, dict) or any(type(entry.get(k)) is not t for k, t in _MODULE_KEYS.items()):
+    for module in listed:
+        if not isinstance(module, dict) or any(type(module.get(k)) is not t for k, t in _MODULE_KEYS.items()):
             raise ValueError(f"{file}: each module needs an idx that is a number, and a type and a path that are strings")
     modules = []
-    for entry in sorted(listed, key=lambda m: int(m["idx"])):
-        package, _, kind = entry["type"].rpartition(".")
+    for module in sorted(listed, key=lambda m: int(m["idx"])):
+        package, _, kind = module["type"].rpartition(".")
         if package.split(".")[0] != "sentence_transformers" or kind not in _KINDS:
-            raise ValueError(
-                f"{path}/modules.json: module type {entry['type']!r} is unknown; the last names known are {', '.join(_KINDS)}"
-            )
-        inside = PurePosixPath(entry["path"])
+            raise ValueError(f"{file}: module type {module['type']!r} is unknown; known last names are {', '.join(_KINDS)}")
+        inside = PurePosixPath(module["path"])
         if inside.is_absolute() or ".." in inside.parts:
-            raise ValueError(f"{path}/modules.json: module path {entry['path']!r} leads out of the model's directory")
-        modules.append((kind, entry["path"]))
+            raise ValueError(f"{file}: module path {module['path']!r} leads out of the model's directory")
+        modules.append((kind, module["path"]))
     kinds = [kind for kind, _ in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
-        raise ValueError(f"{path}/modules.json lists {', '.join(kinds)}; a model starts with one Transformer and one Pooling")
+    dense = kinds[:2] == ["Transformer", "Pooling"] and not set(_STARTS) & set(kinds[2:])
+    sparse = kinds in (["Transformer", "SpladePooling"], ["MLMTransformer", "SpladePooling"])
+    if not dense and not sparse and kinds != _CROSS:
+        raise ValueError(
+            f"{file} lists {', '.join(kinds)}; a model starts with one Transformer and one Pooling, "
+            "or is one Transformer and one SpladePooling, or a cross-encoder's one Transformer"
+        )
     return modules
 
 
 _MODULE_KEYS = {"idx": int, "type": str, "path": str}
-_KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+_STARTS = ("Transformer", "MLMTransformer", "Pooling", "SpladePooling")
+_CROSS = ["Transformer"]
+"""A CrossEncoder of sentence-transformers: its scores are those of the transformer's own classifier."""
+_KINDS = (*_STARTS, "Dense", "LayerNorm", "Normalize", "Dropout")
 
 
-def _read_pooling(directory: Path, hidden_size: int) -> tuple[tuple[str, ...], bool]:
+def _read_pooling(path: Path, modules: list[tuple[str, str]], hidden_size: int) -> tuple[tuple[str, ...], bool]:
     """Modes, and whether the prompt takes part."""
+    if not modules:
+        return ("mean",), True
+    if len(modules) == 1 or modules[1][0] == "SpladePooling":
+        return (), True
+    directory = path / modules[1][1]
     config = read_json(directory / "config.json", dict)
     if config is None:
         raise ValueError(f"{directory} holds no config.json, so the pooling is unknown")
@@ -225,7 +239,7 @@ def _read_module(kind: str, directory: Path) -> Module | None:
     if kind == "Normalize":
         return Normalize()
     if kind == "LayerNorm":
-        return LayerNorm(directory, _whole_number(config, ("dimension",), directory))
+        return LayerNorm(directory, whole_number(config, ("dimension",), directory))
     return _dense(config, directory) if kind == "Dense" else None
 
 
@@ -238,7 +252,7 @@ def _dense(config: dict[str, Any], directory: Path) -> Dense:
         raise ValueError(
             f"{directory}/config.json: activation_function {activation!r} is not one of torch.nn's {', '.join(_ACTIVATIONS)}"
         )
-    takes, gives = (_whole_number(config, (key,), directory) for key in ("in_features", "out_features"))
+    takes, gives = (whole_number(config, (key,), directory) for key in ("in_features", "out_features"))
     return Dense(directory, takes, gives, bias=bool(config.get("bias", True)), activation=name)
 
 
@@ -252,36 +266,8 @@ def _check_widths(layout: Layout, path: Path) -> None:
 
 
 def _max_positions(config: dict[str, Any], model_type: str, file: Path) -> int | None:
-    positions = _entry(config, "max_position_embeddings", int, file)
+    positions = entry(config, "max_position_embeddings", int, file)
     if positions is None or positions < 1:
         return None
-    padding = _entry({"pad_token_id": 1, **config}, "pad_token_id", int, file) or 0
+    padding = 1 if model_type == "mpnet" else entry({"pad_token_id": 1, **config}, "pad_token_id", int, file) or 0
     return positions - (padding + 1 if model_type in _OFFSET_POSITIONS else 0)
-
-
-def _whole_number(config: dict[str, Any], names: tuple[str, ...], directory: Path) -> int:
-    value = next((config[n] for n in names if n in config), None)
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{directory}/config.json: {' or '.join(names)} is {value!r}; a whole number above 0 is needed")
-    return value
-
-
-def _entry(config: dict[str, Any], key: str, kind: type[_T], file: Path) -> _T | None:
-    """An entry of a file that may also be null or missing."""
-    value = config.get(key)
-    if value is not None and type(value) is not kind:
-        raise ValueError(f"{file}: {key} is {value!r}; {_JSON_NAMES[kind]} is needed")
-    return value
-
-
-def read_json(path: Path, kind: type = object) -> Any:
-    """The JSON in `path`, which is to be of this kind; None where there is no such file. ValueError where it is not."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON") from error
-    if not isinstance(value, kind):
-        raise ValueError(f"{path} does not hold {_JSON_NAMES[kind]}, as it must")  # noqa: TRY004 -- not a wrong argument
-    return value

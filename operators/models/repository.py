@@ -22,7 +22,8 @@ import fsspec
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from operators.models.layout import read_json, read_layout
+from operators.models.files import read_json
+from operators.models.layout import read_layout
 
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 """All that a model is made of; never pickles or code."""

@@ -30,9 +30,13 @@ def encoder(request: pytest.FixtureRequest, layout: Layout) -> Any:
     return importlib.import_module(f"operators.encoders.{request.param}").load(layout, "cpu", "fp32")
 
 
-def _pack(windows: list[list[int]]) -> Pack:
-    ends = np.cumsum([0, *map(len, windows)])
-    return Pack(np.concatenate(windows).astype(np.int32), ends.astype(np.int32), np.arange(len(windows)), 0)
+def _pack(windows: list[list[int]], types: list[list[int]] | None = None) -> Pack:
+    return Pack(
+        input_ids=np.concatenate(windows).astype(np.int32),
+        cu_seqlens=np.cumsum([0, *map(len, windows)]).astype(np.int32),
+        segments=np.arange(len(windows)),
+        token_types=None if types is None else np.concatenate(types).astype(np.int32),
+    )
 
 
 def test_a_vector_for_each_token(encoder: Any, layout: Layout) -> None:
@@ -50,3 +54,12 @@ def test_a_window_does_not_see_its_neighbours(encoder: Any) -> None:
     for window, hidden in zip(windows, together, strict=True):
         torch.testing.assert_close(hidden, encoder.encode(_pack([window])), rtol=0, atol=1e-5)
     assert (together[0][0] - together[2][0]).abs().max() > 1e-2
+
+
+def test_token_types_count_and_are_0_where_none_are_given(encoder: Any) -> None:
+    windows = [[2, 9, 3, 30, 3], [2, 3]]
+    plain = encoder.encode(_pack(windows))
+    torch.testing.assert_close(encoder.encode(_pack(windows, [[0] * 5, [0] * 2])), plain, rtol=0, atol=1e-5)
+    pair = encoder.encode(_pack(windows, [[0, 0, 0, 1, 1], [0] * 2]))
+    torch.testing.assert_close(pair[5:], plain[5:], rtol=0, atol=1e-5)
+    assert (pair[:5] - plain[:5]).abs().max() > 1e-2

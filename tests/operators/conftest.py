@@ -16,9 +16,10 @@ from hypothesis import settings
 from operators.encoders import torch as backend
 from operators.encoding import Encode, Encoded, Encoder
 from operators.heads.embedding import Config, Head
+from operators.inputs import Tokens, make_inputs
 from operators.models.layout import Layout, read_layout
 from operators.segmentation import Windowing, resolve_overlap
-from operators.tokenization import Tokenizer, Tokens
+from operators.tokenization import Tokenizer
 from tests.tiny import tiny_sentence_transformer
 
 settings.register_profile("steady", deadline=None)  # machines that run these tests are shared
@@ -41,6 +42,7 @@ class Embedder:
     tokenizer: Tokenizer
     head: Head
     encode: Encode
+    windowing: Windowing
 
     def tokens(self, texts: list[str]) -> Tokens:
         """The documents' body tokens."""
@@ -48,13 +50,13 @@ class Embedder:
 
     def run(self, texts: list[str]) -> Encoded:
         """Encode the documents."""
-        return self.encode(self.tokens(texts))
+        return self.encode(make_inputs(self.tokens(texts), self.windowing))
 
     def vectors(self, texts: list[str]) -> npt.NDArray[np.float32]:
         """float32 [D, dim]; no document may fail."""
         encoded = self.run(texts)
         assert not encoded.failed
-        return stacked(encoded.values)
+        return stacked(encoded.values["vector"])
 
 
 @pytest.fixture(scope="session")
@@ -80,9 +82,9 @@ def make_embedder() -> Callable[..., Embedder]:
         head = Head(Config(**settings), layout)
         tokenizer = Tokenizer(layout.transformer_dir, prompt=head.prompt, lowercase=layout.do_lower_case)
         window = min(n for n in (layout.max_seq_length, layout.max_positions, tokenizer.model_max_length) if n)
-        capacity = window - tokenizer.specials
+        capacity = window - tokenizer.frame.size
         made = encoder(layout) if encoder else backend.load(layout, "cpu", "fp32")
-        encode = Encode(made, head, tokenizer, Windowing(capacity, resolve_overlap("auto", capacity)), budget)
-        return Embedder(layout, tokenizer, head, encode)
+        encode = Encode(made, {"vector": head}, tokenizer.frame, budget)
+        return Embedder(layout, tokenizer, head, encode, Windowing(capacity, resolve_overlap("auto", capacity)))
 
     return make

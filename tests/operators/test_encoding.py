@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from operators.encoders.torch import load
-from operators.encoding import Encode, Encoder
+from operators.encoding import Encoder, Failure
 from operators.models.layout import Layout
 from operators.models.repository import resolve
 from operators.packing import Pack
@@ -71,26 +71,24 @@ def test_packs_do_not_change_minilms_vectors(make_embedder: MakeEmbedder) -> Non
 
 def test_statistics_count_what_was_encoded(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
     encoded = make_embedder(make_model(), budget=64).run(["", "moon", " ".join(["river"] * 60)])
-    # 60 tokens at 30 and overlap 7: three windows of 25, 25, 24; with specials, packs of (27, 27), (26, 3), (2).
-    assert encoded.statistics == {"segments": 5, "tokens": 2 + 3 + 74 + 6, "packs": 3, "out_of_memory": 0}
+    # 60 tokens at 30 and overlap 7: three windows of 25, 25, 24; with specials, packs of (27, 27), (26, 3, 2).
+    assert encoded.statistics == {"segments": 5, "tokens": 2 + 3 + 74 + 6, "packs": 2, "out_of_memory": 0}
 
 
 def test_no_documents(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
     embedder = make_embedder(make_model())
     encoded = embedder.run([])
-    assert encoded.values.type == embedder.head.type
-    assert len(encoded.values) == 0
+    assert encoded.values["vector"].type == embedder.head.type
+    assert len(encoded.values["vector"]) == 0
     assert encoded.statistics["packs"] == 0
 
 
 def test_documents_that_policy_error_refuses_have_no_value(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
     embedder = make_embedder(make_model())
-    embedder.encode = Encode(
-        load(embedder.layout, "cpu", "fp32"), embedder.head, embedder.tokenizer, Windowing(30, 7, "error"), 64
-    )
+    embedder.windowing = Windowing(30, 7, "error")
     encoded = embedder.run(["moon", " ".join(["river"] * 31), "sun"])
-    assert encoded.values.is_null().to_pylist() == [False, True, False]
-    assert encoded.failed[1][0] == "too_long"
+    assert encoded.values["vector"].is_null().to_pylist() == [False, True, False]
+    assert encoded.failed[1].reason == "too_long"
 
 
 def _torch_on_cpu() -> None:
@@ -120,7 +118,7 @@ def test_out_of_memory_halves_the_packs_and_goes_on(
     path = make_model()
     embedder = make_embedder(path, budget=1000, encoder=_faulty(behave))
     encoded = embedder.run(TEXTS)
-    np.testing.assert_allclose(stacked(encoded.values), make_embedder(path).vectors(TEXTS), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(stacked(encoded.values["vector"]), make_embedder(path).vectors(TEXTS), rtol=0, atol=2e-6)
     assert not encoded.failed
     assert encoded.statistics["out_of_memory"] > 0
     assert 32 <= embedder.encode.budget <= 100
@@ -139,10 +137,12 @@ def test_a_window_that_never_fits_costs_its_document_alone(make_model: MakeModel
     path = make_model()
     encoded = make_embedder(path, encoder=_faulty(behave)).run(TEXTS)
     long = [i for i, t in enumerate(TEXTS) if len(t.split()) + 2 > 20]
-    assert {i: reason for i, (reason, _) in encoded.failed.items()} == dict.fromkeys(long, "oom")
-    assert encoded.values.is_null().to_pylist() == [i in long for i in range(len(TEXTS))]
+    assert {i: failure.reason for i, failure in encoded.failed.items()} == dict.fromkeys(long, "oom")
+    assert encoded.values["vector"].is_null().to_pylist() == [i in long for i in range(len(TEXTS))]
     fits = [t for i, t in enumerate(TEXTS) if i not in long]
-    np.testing.assert_allclose(stacked(encoded.values.drop_null()), make_embedder(path).vectors(fits), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        stacked(encoded.values["vector"].drop_null()), make_embedder(path).vectors(fits), rtol=0, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("poison", ["raise", "nan"])
@@ -161,12 +161,12 @@ def test_a_poisoned_document_fails_alone(poison: str, aggregate: str, make_model
 
     encoded = make_embedder(path, aggregate=aggregate, encoder=_faulty(behave)).run(texts)
     assert sorted(encoded.failed) == [4, len(texts) - 1]
-    detail = "IndexError" if poison == "raise" else "the result holds a number that is not finite"
-    assert set(encoded.failed.values()) == {("task_failed", detail)}
-    assert len(encoded.values) == len(texts)
-    assert encoded.values.is_null().to_pylist() == [i in encoded.failed for i in range(len(texts))]
-    innocent = plain.run(TEXTS).values.to_pylist()
-    for ours, theirs in zip(encoded.values.drop_null().to_pylist(), innocent, strict=True):
+    detail = "IndexError" if poison == "raise" else "there is no result, or it holds a number that is not finite"
+    assert set(encoded.failed.values()) == {Failure("vector", "task_failed", detail)}
+    assert len(encoded.values["vector"]) == len(texts)
+    assert encoded.values["vector"].is_null().to_pylist() == [i in encoded.failed for i in range(len(texts))]
+    innocent = plain.run(TEXTS).values["vector"].to_pylist()
+    for ours, theirs in zip(encoded.values["vector"].drop_null().to_pylist(), innocent, strict=True):
         pairs = (
             [(ours, theirs)] if aggregate == "mean" else [(a["vector"], b["vector"]) for a, b in zip(ours, theirs, strict=True)]
         )
@@ -196,7 +196,9 @@ def test_a_float16_vector_out_of_range_fails_alone(make_model: MakeModel, make_e
         return real.encode(pack) * (1 + large[:, None] * 1e6)
 
     embedder = make_embedder(make_model(normalize=False), dtype="float16", encoder=_faulty(behave))
-    assert embedder.run(["moon river", "moon"]).failed == {1: ("task_failed", "the result holds a number that is not finite")}
+    assert embedder.run(["moon river", "moon"]).failed == {
+        1: Failure("vector", "task_failed", "there is no result, or it holds a number that is not finite")
+    }
 
 
 def test_a_broken_model_raises_and_blames_no_document(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:

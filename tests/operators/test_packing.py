@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from operators.inputs import Companions, Tokens, make_inputs
 from operators.packing import Frame, build_pack, plan_packs
-from operators.segmentation import Windowing, segment
+from operators.segmentation import Windowing
 
 
 @given(st.lists(st.integers(1, 60), max_size=60), st.integers(1, 200), st.booleans())
@@ -43,10 +44,11 @@ def test_planning_is_deterministic_and_keeps_the_order_of_equals(padded: bool) -
 def test_a_pack_holds_its_windows_framed(lengths: list[int], capacity: int, before: int, after: int, random: Random) -> None:
     bounds = np.cumsum([0, *lengths]).astype(np.int64)
     ids = np.arange(1000, 1000 + bounds[-1], dtype=np.int32)
-    segments = segment(np.array(lengths, np.int64), Windowing(capacity, capacity // 3))
+    inputs = make_inputs(Tokens(ids, bounds), Windowing(capacity, capacity // 3))
+    segments = inputs.segments
     chosen = np.array(random.sample(range(len(segments.document)), len(segments.document)))
     frame = Frame(np.arange(before, dtype=np.int32), np.arange(900, 900 + after, dtype=np.int32), 1)
-    pack = build_pack(ids, bounds, segments, chosen, frame)
+    pack = build_pack(inputs, chosen, frame)
     windows = [pack.input_ids[a:b].tolist() for a, b in pairwise(pack.cu_seqlens)]
     for window, number in zip(windows, chosen, strict=True):
         start = bounds[segments.document[number]] + segments.start[number]
@@ -58,3 +60,42 @@ def test_a_pack_holds_its_windows_framed(lengths: list[int], capacity: int, befo
     assert pack.segments.tolist() == chosen.tolist()
     assert frame.size == before + after
     assert pack.prompt_length == 1
+    assert pack.token_types is None
+    assert pack.body is not None
+    assert (pack.body - pack.cu_seqlens[:-1] == before).all()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.lists(st.integers(0, 7), min_size=1, max_size=3)), min_size=1, max_size=6),
+    st.booleans(),
+    st.lists(st.integers(0, 2), min_size=3, max_size=3),
+)
+def test_a_window_of_two_texts_holds_the_companion_whole(
+    documents: list[tuple[int, list[int]]], first: bool, specials: list[int]
+) -> None:
+    lengths = [n for n, _ in documents]
+    sizes = [m for _, companions in documents for m in companions]
+    bounds, companion_bounds = (np.cumsum([0, *counts]).astype(np.int64) for counts in (lengths, sizes))
+    document = np.repeat(np.arange(len(documents)), [len(c) for _, c in documents])
+    ids, others = np.arange(1000, 1000 + bounds[-1], dtype=np.int32), np.arange(5000, 5000 + companion_bounds[-1], dtype=np.int32)
+    inputs = make_inputs(Tokens(ids, bounds), Windowing(12, 3), Companions(document, others, companion_bounds, first))
+    prefix, middle, suffix = (np.arange(at, at + n, dtype=np.int32) for at, n in zip((0, 10, 20), specials, strict=True))
+    frame = Frame(prefix, suffix, 0, middle, (0, 1, 2, 3, 4))
+    segments = inputs.segments
+    pack = build_pack(inputs, np.arange(len(segments.document)), frame)
+    assert pack.token_types is not None
+    assert pack.body is not None
+    for number, (a, b) in enumerate(pairwise(pack.cu_seqlens)):
+        entry = segments.document[number]
+        start = bounds[document[entry]] + segments.start[number]
+        body = ids[start : start + segments.length[number]].tolist()
+        companion = others[companion_bounds[entry] : companion_bounds[entry + 1]].tolist()
+        one, two = (companion, body) if first else (body, companion)
+        runs = [prefix.tolist(), one, middle.tolist(), two, suffix.tolist()]
+        assert pack.input_ids[a:b].tolist() == [token for run in runs for token in run]
+        assert pack.token_types[a:b].tolist() == [kind for kind, run in enumerate(runs) for _ in run]
+        assert pack.input_ids[pack.body[number] : pack.body[number] + segments.length[number]].tolist() == body
+        assert len(body) + max(documents[document[entry]][1]) <= 12
+    assert not segments.too_long.any()
+    entries = np.searchsorted(document, document)
+    assert (segments.n_segments == segments.n_segments[entries]).all()

@@ -57,7 +57,7 @@ def test_ids_are_the_references(directory: Path, offsets: bool) -> None:
     assert _framed(tokenizer, tokens) == [reference(text).input_ids for text in TEXTS]
     assert tokens.ids.dtype == np.int32
     assert tokens.bounds.dtype == np.int64
-    assert tokenizer.specials == 2
+    assert tokenizer.frame.size == 2
 
 
 @pytest.mark.parametrize("prompt", ["query: ", "Represent this sentence: ", "passage:", "\u4eba\uff1a"])

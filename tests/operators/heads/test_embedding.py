@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from pydantic import ValidationError
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from operators.heads.embedding import Config, Head, pool
+from operators.encoding import Encoded
+from operators.heads.embedding import Config, Head
+from operators.inputs import make_inputs
 from operators.models.layout import read_layout
 from operators.models.repository import resolve
-from operators.packing import Pack
+from operators.schema import TEXT
 from tests.operators.conftest import Embedder, MakeModel
 from tests.tiny import MODEL_TYPES, WORDS
 
@@ -121,7 +124,7 @@ def test_dim_is_cut_and_normalized_again_iff_the_model_normalizes(make_model: Ma
 def test_half_precision_output(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
     half, full = (make_embedder(make_model(), dtype=dtype) for dtype in ("float16", "float32"))
     assert half.head.type == pa.list_(pa.float16(), 32)
-    assert half.run(SHORT).values.type == half.head.type
+    assert half.run(SHORT).values["vector"].type == half.head.type
     np.testing.assert_array_equal(half.vectors(SHORT), full.vectors(SHORT).astype(np.float16))
 
 
@@ -184,9 +187,9 @@ def test_none_gives_each_segment_with_its_span(make_model: MakeModel, make_embed
     embedder = make_embedder(path, aggregate="none", dim=16)
     texts = ["", "\u4eba the river", _story(100)]
     encoded = embedder.run(texts)
-    assert encoded.values.type == embedder.head.type
+    assert encoded.values["vector"].type == embedder.head.type
     assert not encoded.failed
-    results: Any = encoded.values.to_pylist()
+    results: Any = encoded.values["vector"].to_pylist()
     assert [len(r) for r in results] == [1, 1, 5]
     assert (results[0][0]["start"], results[0][0]["end"]) == (0, 0)
     for text, segments in zip(texts, results, strict=True):
@@ -198,19 +201,91 @@ def test_none_gives_each_segment_with_its_span(make_model: MakeModel, make_embed
     assert results[2][-1]["end"] == len(texts[2])
 
 
-def test_sums_are_kept_in_float32() -> None:
-    hidden = torch.full((4096, 4), 1.0, dtype=torch.bfloat16)
-    pack = Pack(np.zeros(4096, np.int32), np.array([0, 4096], np.int32), np.array([0]), 0)
-    modes = ("mean", "mean_sqrt_len_tokens", "weightedmean")
-    pooled = pool(hidden, pack, modes, 0)
-    assert pooled.dtype == torch.float32
-    torch.testing.assert_close(pooled[0], torch.tensor([1.0] * 4 + [64.0] * 4 + [1.0] * 4))
+def _late(embedder: Embedder, texts: list[str], spans: list[list[list[int]]]) -> Encoded:
+    columns = pa.table({TEXT: pa.array(texts, pa.large_string()), "parts": pa.array(spans, embedder.head.columns["parts"])})
+    return embedder.encode(make_inputs(embedder.tokens(texts), embedder.windowing, columns=columns))
 
 
-def test_a_window_of_the_prompt_alone_stays_its_own() -> None:
-    hidden = torch.arange(4.0)[:, None]
-    pack = Pack(np.zeros(4, np.int32), np.array([0, 2, 4], np.int32), np.array([0, 1]), 2)
-    assert pool(hidden, pack, ("cls",), 2).tolist() == [[0.0], [2.0]]
+def _words(text: str, each: int) -> list[list[int]]:
+    """Spans of `each` words, without the spaces around them."""
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    return [[words[i][0], words[min(i + each, len(words)) - 1][1]] for i in range(0, len(words), each)]
+
+
+def _late_loop(path: Path, text: str, spans: list[list[int]], window: int, prompt: str = "") -> Vectors:
+    """Vectors of spans by transformers alone, from the owner windows of the tokens of their visible characters."""
+    tokenizer, model = AutoTokenizer.from_pretrained(str(path)), AutoModel.from_pretrained(str(path)).eval()
+    coded = tokenizer(prompt + text, truncation=False, padding=False)
+    length = sum(tokenizer(prompt.strip(), add_special_tokens=False).attention_mask) if prompt else 0
+    prefix, body, last = coded.input_ids[: 1 + length], coded.input_ids[1 + length : -1], coded.input_ids[-1]
+    capacity = window - len(prefix) - 1
+    owned_states: list[Any] = []
+    for start, count, owned in _windows(len(body), capacity, min(64, capacity // 4)):
+        with torch.inference_mode():
+            hidden = model(torch.tensor([[*prefix, *body[start : start + count], last]])).last_hidden_state[0]
+        skipped = len(prefix) + len(owned_states) - start
+        owned_states += hidden[skipped : skipped + owned]
+    vectors = []
+    for start, end in spans:
+        visible = [i for i in range(start, end) if not text[i].isspace()]
+        tokens = sorted({coded.char_to_token(len(prompt) + i) - len(prefix) for i in visible})
+        mean = torch.stack([owned_states[token] for token in tokens]).mean(0)
+        vectors.append((mean / mean.norm()).numpy())
+    return np.stack(vectors)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize("prompt", ["", "query: "])
+def test_spans_are_pooled_late(model_type: str, prompt: str, make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
+    path = make_model(model_type=model_type, max_seq_length=32)
+    texts = ["the river bank", *(_story(words, words) for words in (5, 60, 150))]
+    # Spans side by side, overlapping, and the whole: short ones lie in a window, the others over its edges.
+    spans = [[*_words(text, 1), *_words(text, 3), *_words(text, 40), [0, len(text)]] for text in texts]
+    embedder = make_embedder(path, aggregate="none", spans="parts", prompt=prompt)
+    encoded = _late(embedder, texts, spans)
+    assert not encoded.failed
+    assert encoded.values["vector"].type == embedder.head.type
+    for text, given, result in zip(texts, spans, encoded.values["vector"].to_pylist(), strict=True):
+        assert [[item["start"], item["end"]] for item in result] == given
+        ours = np.array([item["vector"] for item in result], np.float32)
+        np.testing.assert_allclose(ours, _late_loop(path, text, given, 32, prompt), rtol=0, atol=1e-5)
+
+
+def test_spans_pass_the_later_modules_and_may_be_empty_or_wrong(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
+    embedder = make_embedder(make_model(dense=8, max_seq_length=32), aggregate="none", spans="parts", dtype="float16", budget=70)
+    texts = ["the river bank", "", "moon  king", "river", _story(90), "king"]
+    spans = [[[0, 3], [3, 4], [4, 4]], [[0, 0]], [], [[0, 6]], [[0, 40]], [[3, 1]]]
+    encoded = _late(embedder, texts, spans)
+    assert {d: (f.task, f.reason) for d, f in encoded.failed.items()} == dict.fromkeys((3, 5), ("vector", "task_failed"))
+    values: Any = encoded.values["vector"].to_pylist()
+    assert [None if v is None else [len(item["vector"] or ()) for item in v] for v in values] == [
+        [8, 0, 0],
+        [0],
+        [],
+        None,
+        [8],
+        None,
+    ]
+    assert np.linalg.norm(values[4][0]["vector"]) == pytest.approx(1, abs=1e-2)
+    again = _late(embedder, texts[::-1], spans[::-1]).values["vector"].to_pylist()
+    assert again[1][0]["vector"] == pytest.approx(values[4][0]["vector"], abs=2e-3)
+    good = encoded.values["vector"].take([0, 1, 2, 4])
+    assert embedder.head.similarity(good, good).tolist() == pytest.approx([1, 1, 1, 1], abs=1e-3)
+
+
+def test_similarity_of_lists_is_that_of_the_worst_vector(make_model: MakeModel) -> None:
+    head = Head(Config(aggregate="none"), read_layout(make_model(hidden_size=2, model_type="bert")))
+    item = {"start": 0, "end": 1}
+    values = pa.array([[item | {"vector": [1.0, 0.0]}, item | {"vector": [0.0, 2.0]}], [], [item | {"vector": None}]], head.type)
+    other = pa.array([[item | {"vector": [3.0, 0.0]}, item | {"vector": [3.0, 4.0]}], [], [item | {"vector": None}]], head.type)
+    np.testing.assert_allclose(head.similarity(values, other), [0.8, 1, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "lasttoken", ("mean", "max")])
+def test_spans_need_a_model_that_pools_by_mean(pooling: str | tuple[str, ...], make_model: MakeModel) -> None:
+    layout = read_layout(make_model(pooling=pooling))
+    with pytest.raises(ValueError, match="spans are pooled by mean, but the model's pooling is"):
+        Head(Config(aggregate="none", spans="parts"), layout)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +302,8 @@ def test_what_does_not_fit_the_model_is_refused(settings: dict[str, Any], messag
 
 
 @pytest.mark.parametrize(
-    "settings", [{"prompt": "a: ", "prompt_name": "b"}, {"dim": 0}, {"dtype": "int8"}, {"normalize": "yes"}, {"dims": 3}]
+    "settings",
+    [{"prompt": "a: ", "prompt_name": "b"}, {"dim": 0}, {"dtype": "int8"}, {"normalize": "yes"}, {"dims": 3}, {"spans": "parts"}],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sentence_transformers import SparseEncoder
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 
 from operators.models.layout import Dense, LayerNorm, Normalize, read_layout
 from operators.models.repository import resolve
 from tests.operators.conftest import MakeModel
-from tests.tiny import tiny_bert, tiny_sentence_transformer
+from tests.tiny import tiny_bert, tiny_encoder, tiny_sentence_transformer, tiny_task
 
 
 def _edit(path: Path, **changes: Any) -> None:
@@ -70,16 +74,54 @@ def test_transformer_in_a_subfolder(make_model: MakeModel) -> None:
     assert layout.directories[0] == path
 
 
+def _sparse_encoder(path: Path, **pooling: Any) -> Path:
+    """What sentence-transformers itself writes of a masked language model."""
+    made = tiny_task(path / "bare", "MaskedLM")
+    transformer = Transformer(str(made), transformer_task="fill-mask")
+    SparseEncoder(modules=[transformer, SpladePooling(**pooling)], device="cpu").save(str(path / "sparse"))
+    return path / "sparse"
+
+
+def test_sparse_encoders_of_both_generations(tmp_path: Path) -> None:
+    path = _sparse_encoder(tmp_path)
+    layout = read_layout(path)
+    assert (layout.splade_dir, layout.pooling, layout.modules, layout.model_type) == (path / "1_SpladePooling", (), (), "bert")
+    assert layout.directories == (path, path / "1_SpladePooling")
+    assert layout.weights_dirs == (path,)
+
+    kinds = ["MLMTransformer", "SpladePooling"]
+    names = [f"sentence_transformers.sparse_encoder.models.{kind}" for kind in kinds]
+    listed = json.loads((path / "modules.json").read_text())
+    (path / "modules.json").write_text(json.dumps([m | {"type": name} for m, name in zip(listed, names, strict=True)]))
+    _edit(path / "sentence_bert_config.json", transformer_task=None, max_seq_length=40)
+    assert SparseEncoder(str(path), device="cpu", local_files_only=True).max_seq_length == 40  # the reference knows them too
+    assert read_layout(path) == replace(layout, max_seq_length=40)
+
+
+def test_tasks_of_transformers_that_do_not_fit_the_pooling(tmp_path: Path) -> None:
+    path = _sparse_encoder(tmp_path)
+    _edit(path / "sentence_bert_config.json", transformer_task=None)
+    with pytest.raises(ValueError, match=r"transformer_task 'feature-extraction' does not give .*; fill-mask does"):
+        read_layout(path)
+
+
 def test_without_modules_it_is_the_mean(tmp_path: Path) -> None:
     layout = read_layout(tiny_bert(tmp_path))
     assert (layout.pooling, layout.modules, layout.normalizes, layout.max_seq_length) == (("mean",), (), False, None)
 
 
-@pytest.mark.parametrize(("model_type", "configured"), [("roberta", 66), ("mpnet", 66), ("bert", 64), ("modernbert", 64)])
+@pytest.mark.parametrize(("model_type", "configured"), [("roberta", 66), ("bert", 64), ("modernbert", 64)])
 def test_positions_less_the_offset_of_robertas(model_type: str, configured: int, make_model: MakeModel) -> None:
     path = make_model(model_type=model_type, max_positions=64)
     assert json.loads((path / "config.json").read_text())["max_position_embeddings"] == configured
     assert read_layout(path).max_positions == 64
+
+
+@pytest.mark.parametrize("pad_token_id", [0, 1])
+def test_mpnets_offset_is_in_its_code(pad_token_id: int, tmp_path: Path) -> None:
+    path = tiny_encoder(tmp_path, model_type="mpnet")
+    _edit(path / "config.json", max_position_embeddings=514, pad_token_id=pad_token_id)
+    assert read_layout(path).max_positions == 512
 
 
 def test_distilbert_names_its_sizes_otherwise(make_model: MakeModel) -> None:
@@ -90,7 +132,7 @@ def test_distilbert_names_its_sizes_otherwise(make_model: MakeModel) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("config.json", {"model_type": "llama"}, "model_type 'llama' is not among those that run: albert, bert"),
+        ("config.json", {"model_type": "llama"}, "model_type 'llama' does not run; albert, bert"),
         ("config.json", {"hidden_size": "32"}, "hidden_size or dim is '32'"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task 'fill-mask'"),
         ("1_Pooling/config.json", {"pooling_mode": "median"}, "pooling .'median'. is unknown"),
@@ -119,7 +161,9 @@ def test_what_is_unknown_is_refused_by_name(tmp_path: Path, file: str, changes: 
             [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_W", "WordWeights")],
             "'sentence_transformers.models.WordWeights' is unknown",
         ),
-        ([("", "Transformer")], "lists Transformer;"),
+        ([("", "Transformer")], "sequence-classification does"),
+        ([("", "MLMTransformer"), ("1_Pooling", "Pooling")], "lists MLMTransformer, Pooling;"),
+        ([("", "Transformer"), ("1_Pooling", "SpladePooling"), ("", "Normalize")], "lists Transformer, SpladePooling, "),
         ([("1_Pooling", "Pooling"), ("", "Transformer")], "lists Pooling, Transformer;"),
         ([("../x", "Transformer"), ("1_Pooling", "Pooling")], "'../x' leads out of"),
         ([("/etc", "Transformer"), ("1_Pooling", "Pooling")], "'/etc' leads out of"),

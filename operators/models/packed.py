@@ -1,0 +1,102 @@
+"""Packed forward, without padding, of the families whose modules take an attention function from transformers.
+
+The model's own modules run on a batch of one, [1, T]; only attention needs to know where windows end. Position ids start anew
+in each window, where the family counts from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from operators.attention.varlen import Windows, attend
+from operators.packing import Pack
+from operators.segmentation import Ints
+
+ATTENTION = "tidemill_packed"
+"""What models are to be loaded with as `attn_implementation`."""
+
+FAMILIES = ("albert", "bert", "camembert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta")
+
+WITHOUT_TOKEN_TYPES = ("distilbert", "modernbert", "mpnet")
+"""Families that take no token types; the others get them always, as transformers would make them up for the wrong shape."""
+
+_OFFSET_POSITIONS = ("camembert", "roberta", "xlm-roberta")
+"""Families whose position ids start behind the padding id."""
+
+
+class Packed:
+    """A model of one of FAMILIES, loaded with ATTENTION."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        family = model.config.model_type
+        self._padding = model.config.pad_token_id if family in _OFFSET_POSITIONS else None
+        self._token_types = family not in WITHOUT_TOKEN_TYPES
+
+    def __call__(self, pack: Pack) -> Tensor:
+        """float [T, H]"""
+        device = self._model.device
+        inputs = {"token_type_ids": as_batch(token_types(pack), device)} if self._token_types else {}
+        output = self._model(
+            input_ids=as_batch(pack.input_ids, device),
+            position_ids=as_batch(position_ids(pack, self._padding), device),
+            windows=Windows.of(pack, device),
+            **inputs,
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+
+def position_ids(pack: Pack, padding: int | None = None) -> Ints:
+    """int64 [T]: from 0 in each window; behind `padding` where that is given, an id that counts as no position of its own.
+
+    The latter as transformers does it (`create_position_ids_from_input_ids`), for a text may spell the padding token."""
+    if padding is None:
+        counted = np.ones(len(pack.input_ids), np.int64)
+        first = 0
+    else:
+        counted = (pack.input_ids != padding).astype(np.int64)
+        first = padding + 1
+    before = np.concatenate([[0], np.cumsum(counted)])
+    within = before[:-1] - np.repeat(before[pack.cu_seqlens[:-1]], pack.lengths)
+    return np.where(counted, within + first, first - 1)
+
+
+def token_types(pack: Pack) -> Ints:
+    """int64 [T]"""
+    types = pack.token_types
+    return np.zeros(len(pack.input_ids), np.int64) if types is None else types.astype(np.int64)
+
+
+def as_batch(values: Any, device: torch.device) -> Tensor:
+    """int64 [1, T] on `device`."""
+    return torch.from_numpy(values).to(device, torch.int64)[None]
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    windows: Windows,
+    scaling: float,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Attention for transformers: [1, N, T, D] in, [1, T, N, D] out.
+
+    TypeError without `windows`: transformers would have dropped the mask of a padded batch by now, without a word."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # ModernBERT hands over one more than a token sees to each side; see transformers.modeling_flash_attention_utils.
+    reach = None if sliding_window is None else sliding_window - 1
+    return attend((q, k, v), windows, scaling, reach)[None], None
+
+
+AttentionInterface.register(ATTENTION, _attend)
