@@ -9,18 +9,24 @@ dataset = tidemill.open_output(config.output.path)      # a pyarrow.dataset.Data
 
 from pipeline.config import Config, from_dict, load
 from pipeline.errors import ConfigError, Fenced, Held, Incomplete, Terminated, TidemillError
+from pipeline.evaluation import Evaluation, Question, evaluate_output
 from pipeline.flow import run
+from pipeline.holding import accept
 from pipeline.table import open_output
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Config",
     "ConfigError",
+    "Evaluation",
     "Fenced",
     "Held",
     "Incomplete",
+    "Question",
     "Terminated",
     "TidemillError",
+    "accept",
+    "evaluate_output",
     "from_dict",
     "load",
     "open_output",

@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from jobs import console, doctor, files, plan, run, status, submit
+from jobs import console, doctor, evaluate, files, plan, publish, run, status, submit
 from pipeline.errors import TidemillError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command("plan")(plan.command)
 app.command("submit")(submit.command)
 app.command("status")(status.command)
 app.command("files")(files.command)
+app.command("eval")(evaluate.command)
+app.command("publish")(publish.command)
 app.command("doctor")(doctor.command)
 
 _INTERRUPTED = 130
@@ -33,7 +35,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except TidemillError as error:
-        console.fail(str(error), error.exit_code)
+        console.fail(str(error), error.exit_code, getattr(error, "run_id", None))
     except Exception as error:  # noqa: BLE001 -- the last resort: an error that is ours
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # usage errors of the command line itself
             console.fail(f"{error.format_message()}; see tidemill --help", error.exit_code)

@@ -34,12 +34,12 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def fail(message: str, code: int) -> NoReturn:
+def fail(message: str, code: int, run_id: str | None = None) -> NoReturn:
     """End with `code`: the message on standard error, and as JSON on standard output where that was asked for."""
     err.print("[bold red]tidemill:[/] ", end="")
     err.print(message, markup=False, soft_wrap=True)
     if "--json" in sys.argv:
-        print_json({"error": message, "exit_code": code})
+        print_json({"error": message, "exit_code": code, **({"run_id": run_id} if run_id else {})})
     sys.exit(code)
 
 

@@ -43,6 +43,11 @@ def summary(report: dict[str, Any]) -> Panel:
         rows["quarantined"] = reasons
     if report["encoded"]:
         rows["speed"] = f"{report['tokens']} tokens in {report['seconds']:.1f} s: {report['tokens_per_second']:.0f} tokens/s"
+    for task, found in report["parity"].items():
+        agreed = found["documents"] - found["apart"]
+        rows[f"parity of {task}"] = (
+            f"{agreed} of {found['documents']} documents as the reference, similarity {found['similarity']:.6f}"
+        )
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(f"[bold]{name}", value)

@@ -7,12 +7,8 @@ or the model are made by `pipeline.planning`.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import fsspec
@@ -33,6 +29,7 @@ from pydantic_core import ErrorDetails
 import operators.encoders
 import operators.heads
 from pipeline.errors import ConfigError
+from pipeline.kinds import check_module, did_you_mean, head_config, modules
 from pipeline.overrides import apply_override
 from pipeline.urls import check_url, protocol, refuse_secrets
 
@@ -126,7 +123,7 @@ class Task(_Model):
         if not isinstance(value, dict) or isinstance(value.get("settings"), BaseModel):
             return value
         if "head" not in value:
-            raise ValueError(f"head is missing; there are: {', '.join(_modules(operators.heads))}")
+            raise ValueError(f"head is missing; there are: {', '.join(modules(operators.heads))}")
         own = {k: value[k] for k in ("head", "model", "revision", "segments") if k in value}
         rest = {k: v for k, v in value.items() if k not in own}
         return {**own, "settings": head_config(str(value["head"])).model_validate(rest)}
@@ -165,11 +162,15 @@ class Runtime(_Model):
     """auto: fused into the encoder's actor on CPUs, CPU stages of their own on GPUs and NPUs."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Restarts of one encoder actor before the run gives up (exit 3)."""
+    parity_sample: Annotated[int, Field(ge=0)] = 0
+    """Documents that are encoded again by the reference; a run that is apart from it is held (exit 4)."""
+    parity_similarity: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
+    parity_apart: Annotated[float, Field(ge=0, le=1)] = 0.02
 
     @field_validator("backend")
     @classmethod
     def _backend(cls, value: str) -> str:
-        _check_module(operators.encoders, value)
+        check_module(operators.encoders, value)
         return value
 
 
@@ -209,31 +210,6 @@ class Config(_Model):
             return self.output.storage_options
         same = protocol(self.output.path) == protocol(self.input.paths[0])
         return self.input.storage_options if same else {}
-
-
-def head_config(kind: str) -> type[BaseModel]:
-    """The Config class of head `kind`, whose module is `operators.heads.<kind>`; ValueError names the real modules."""
-    _check_module(operators.heads, kind)
-    config: type[BaseModel] = importlib.import_module(f"operators.heads.{kind}").Config
-    return config
-
-
-def _modules(package: ModuleType) -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
-
-
-def _check_module(package: ModuleType, kind: str) -> None:
-    """The name in the config is the module; ValueError names the real ones."""
-    kinds = _modules(package)
-    if kind not in kinds:
-        where = package.__name__.rpartition(".")[2]
-        raise ValueError(f"{kind!r} is none of the {where}{did_you_mean(kind, kinds)}; there are: {', '.join(kinds)}")
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """`; did you mean 'x'?` or nothing."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -291,7 +267,7 @@ def _known_keys(location: list[str]) -> list[str]:
     if location[0] == "tasks" and len(location) > 2:
         if "segments" in location[2:-1]:
             return list(Segments.model_fields)
-        settings = {name for kind in _modules(operators.heads) for name in head_config(kind).model_fields}
+        settings = {name for kind in modules(operators.heads) for name in head_config(kind).model_fields}
         return ["head", "model", "revision", "segments", *settings]
     model: Any = Config
     for part in location[:-1]:

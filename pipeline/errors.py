@@ -41,6 +41,10 @@ class Held(TidemillError):
 
     exit_code = 4
 
+    def __init__(self, message: str, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(message)
+
 
 class Fenced(TidemillError):
     """Another generation was committed since this run read the table."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from operators.inputs import make_inputs, repeat_companions
 from operators.models.layout import read_layout
 from operators.schema import TEXT
-from operators.segmentation import segment
 from operators.tokenization import Tokenizer
 from pipeline.ledger.books import totals
 from pipeline.ledger.pieces import Span, Todo
@@ -83,16 +83,23 @@ def _tokens(plan: Plan) -> dict[str, Any]:
     covered = sum(weight for _, weight in samples)
     model = next(iter(plan.models.values()))
     layout = read_layout(model.repository.path)
-    tokenizer = Tokenizer(layout.transformer_dir, prompt=model.view.prompt, lowercase=layout.do_lower_case)
-    lengths = np.diff(tokenizer.tokenize(pa.chunked_array(texts, pa.large_string()).combine_chunks()).bounds)
-    segments = segment(lengths, model.view.windowing)
+    tokenizer = Tokenizer(layout.transformer_dir, prompt=model.head.prompt, lowercase=layout.do_lower_case)
+    documents = tokenizer.tokenize(pa.chunked_array(texts, pa.large_string()).combine_chunks())
+    # Second texts that are the same for all documents; those in columns are not read for an estimate.
+    fixed = model.head.companion.texts if model.head.companion else ()
+    ids = tokenizer.tokenize(pa.array(fixed, pa.large_string()))
+    beside = np.split(ids.ids, ids.bounds[1:-1])
+    n_documents = len(documents.lengths)
+    companions = repeat_companions(beside, n_documents, first=False) if fixed else None
+    inputs = make_inputs(documents, model.view.windowing, companions)
+    frame = tokenizer.pair_frame() if model.head.companion else tokenizer.frame
     scale = sum(s.weight for s in spans) / covered if covered else 0.0
-    tokens = int((segments.length.sum() + len(segments.length) * tokenizer.specials) * scale)
+    tokens = int((inputs.sizes + frame.size).sum() * scale)
     done = totals(_recorded(plan)).statistics
     return {
-        "sample_documents": len(lengths),
+        "sample_documents": n_documents,
         "tokens": tokens + int(done.get("tokens", 0)),
-        "segments": int(len(segments.length) * scale) + int(done.get("segments", 0)),
+        "segments": int(len(inputs.sizes) * scale) + int(done.get("segments", 0)),
         "tokens_to_do": tokens,
         "packs_to_do": -(-tokens // plan.recipe.tokens_per_pack),
     }

@@ -15,14 +15,16 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from pipeline.config import Config
-from pipeline.errors import Incomplete
+from pipeline.errors import Held, Incomplete
+from pipeline.holding import hold
 from pipeline.ledger.books import close
 from pipeline.ledger.publish import Commit, publish
 from pipeline.ledger.records import Record
+from pipeline.parity import findings
 from pipeline.planning import Plan, draft, engine_of, make_plan
 from pipeline.stages import Outcome
 from pipeline.stopping import Stop
@@ -72,8 +74,8 @@ class Work:
 def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
     """Run the job and return its report.
 
-    Raises ConfigError (2), Incomplete (3: nothing published), Fenced (5) or Terminated (143); the same command goes on from
-    the records that are there.
+    Raises ConfigError (2), Incomplete (3), Held (4), Fenced (5) or Terminated (143), and nothing is published then; the same
+    command goes on from the records that are there.
     """
     watch = watch or Silent()
     work = Work()
@@ -114,8 +116,35 @@ def settle(plan: Plan, work: Work) -> tuple[list[Record], Commit]:
         failures = "".join(f"\n  {line}" for line in work.failures[:10])
         more = f"\n  ... and {len(work.failures) - 10} more" if len(work.failures) > 10 else ""
         raise Incomplete(f"{error}{failures}{more}") from error
+    _gate(plan, closed)
     duplicates = (lambda final: count_duplicate_ids(plan.recipe.store, final)) if plan.config.input.id else (lambda final: 0)
     return closed, publish(plan.recipe.store, draft(plan, closed), count_duplicates=duplicates)
+
+
+def _gate(plan: Plan, closed: list[Record]) -> None:
+    """Hold the run back where new pieces are too far from the reference; Held says how to publish them all the same."""
+    before = {r.piece for r in plan.base_records} if plan.base and plan.base.generation == plan.generation else set()
+    found = findings(r for r in closed if r.piece not in before)
+    wrong = [
+        f"task {task}: {f.apart} of {f.documents} documents are apart from the reference (mean similarity {f.similarity:.6f})"
+        for task, f in found.items()
+        if not f.within(plan.recipe.tolerance)
+    ]
+    if not wrong:
+        return
+    tolerance, run_id, output = plan.recipe.tolerance, plan.recipe.run_id, plan.config.output
+    hold(
+        plan.recipe.store,
+        draft(plan, closed),
+        has_ids=plan.config.input.id is not None,
+        single_writer=output.single_writer,
+        why="; ".join(wrong),
+    )
+    raise Held(
+        f"{'; '.join(wrong)}. A document is apart below a similarity of {tolerance.similarity}, and a share of {tolerance.apart} "
+        f"may be. Nothing is published; `tidemill publish {output.path} --accept {run_id}` publishes what is recorded",
+        run_id,
+    )
 
 
 def report(plan: Plan, work: Work, closed: list[Record], commit: Commit) -> dict[str, Any]:
@@ -134,7 +163,8 @@ def report(plan: Plan, work: Work, closed: list[Record], commit: Commit) -> dict
         "tokens": int(work.tokens),
         "seconds": round(work.seconds, 3),
         "tokens_per_second": round(work.tokens / work.seconds, 1) if work.seconds else 0.0,
-        "statistics": {k: round(v, 3) for k, v in sorted(done.items())},
+        "parity": {task: asdict(found) for task, found in findings(work.records.values()).items()},
+        "statistics": {k: round(v, 3) for k, v in sorted(done.items()) if not k.startswith("parity:")},
         "output": plan.config.output.path,
         "books": commit.totals,
         "duplicate_ids": commit.duplicate_ids,

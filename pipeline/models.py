@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
+import pyarrow as pa
+
+from operators.encoding import Head
+from operators.inputs import Companion
 from operators.models.layout import Layout, read_layout
 from operators.models.repository import Repository, resolve
 from operators.segmentation import Windowing, resolve_overlap
 from operators.tokenization import Tokenizer
 from pipeline.config import Config, Segments, Task
 from pipeline.errors import ConfigError
-from pipeline.recipe import ModelRecipe, View
+from pipeline.recipe import ModelRecipe, Tokenization, View
+from pipeline.source.types import parse_type
 
 _DEFAULT_WINDOW = 512
 """Tokens of a window where neither the model's nor the tokenizer's files declare a limit."""
@@ -24,7 +28,8 @@ class Model:
 
     repository: Repository
     layout: Layout
-    head: Any
+    head: Head
+    recipe: ModelRecipe
     view: View
     notes: tuple[str, ...]
 
@@ -42,14 +47,58 @@ def check_model(config: Config, name: str, task: Task) -> Model:
     except ValueError as error:
         raise ConfigError(str(error), field=f"tasks.{name}") from error
     where = f"tasks.{name}.segments" if task.segments else "segments"
-    windowing, notes = _windowing(task.segments or config.segments, layout, tokenizer, where)
+    try:
+        frame = tokenizer.pair_frame() if head.companion else tokenizer.frame
+    except ValueError as error:
+        raise ConfigError(str(error), field=f"tasks.{name}.model") from error
+    taken = frame.size + _longest(tokenizer, head.companion)
+    windowing, notes = _windowing(task.segments or config.segments, layout, tokenizer.model_max_length, taken, where)
+    windowing = replace(windowing, capacity=windowing.capacity + taken - frame.size, style=head.windows)
+    padded = importlib.import_module(f"operators.encoders.{config.runtime.backend}").why_padded(layout)
+    notes += (f"tasks.{name}: {padded}",) if padded else ()
     model = ModelRecipe(task.model, repository.revision or task.revision)
-    return Model(repository, layout, head, View(model, head.prompt, windowing, head.wants_offsets), notes)
+    view = View(Tokenization(model, head.prompt, tokenizer.fingerprint), windowing, head.companion)
+    return Model(repository, layout, head, model, view, notes)
 
 
-def _windowing(segments: Segments, layout: Layout, tokenizer: Tokenizer, where: str) -> tuple[Windowing, tuple[str, ...]]:
-    """Window sizes that fit the model, or a ConfigError that names the numbers."""
-    limits = [n for n in (layout.max_positions, tokenizer.model_max_length) if n]
+def share(models: dict[str, Model]) -> dict[str, Model]:
+    """The same models, with one tokenization where tokenizers of several agree."""
+    first: dict[str, Tokenization] = {}
+    shared = {}
+    for name, model in models.items():
+        tokenization = first.setdefault(model.view.tokenization.fingerprint, model.view.tokenization)
+        shared[name] = replace(model, view=replace(model.view, tokenization=tokenization))
+    return shared
+
+
+def head_columns(config: Config, models: dict[str, Model]) -> dict[str, str]:
+    """Columns that heads read beside the text, with their types as `input.keep` spells them. ConfigError on a conflict."""
+    columns: dict[str, str] = {}
+    for name, model in models.items():
+        for column, type_ in model.head.columns.items():
+            spelled = columns.get(column) or config.input.keep.get(column) or str(type_)
+            if parse_type(spelled) != type_:
+                raise ConfigError(
+                    f"head {config.tasks[name].head} reads column {column!r} as {type_}, but elsewhere it is to be {spelled}; "
+                    "give one of them another column",
+                    field=f"tasks.{name}",
+                )
+            columns[column] = spelled
+    return columns
+
+
+def _longest(tokenizer: Tokenizer, companion: Companion | None) -> int:
+    """Tokens of the longest companion, where they are known before any document is."""
+    texts = companion.texts if companion else ()
+    return int(tokenizer.tokenize(pa.array(texts, pa.large_string())).lengths.max(initial=0))
+
+
+def _windowing(
+    segments: Segments, layout: Layout, declared: int | None, taken: int, where: str
+) -> tuple[Windowing, tuple[str, ...]]:
+    """Window sizes that fit the model, or a ConfigError that names the numbers. `declared`: the tokenizer's limit; `taken`:
+    tokens of a window that are not body."""
+    limits = [n for n in (layout.max_positions, declared) if n]
     limit = min(limits) if limits else _DEFAULT_WINDOW
     notes: tuple[str, ...] = ()
     if segments.max_tokens == "auto":
@@ -63,10 +112,10 @@ def _windowing(segments: Segments, layout: Layout, tokenizer: Tokenizer, where: 
         max_tokens = segments.max_tokens
         if max_tokens > limit:
             notes = (f"{where}.max_tokens {max_tokens} is more than the {limit} that the tokenizer's files declare",)
-    capacity = max_tokens - tokenizer.specials
+    capacity = max_tokens - taken
     if capacity < 1:
         raise ConfigError(
-            f"a window of {max_tokens} tokens has no room beside {tokenizer.specials} special and prompt tokens",
+            f"a window of {max_tokens} tokens has no room beside {taken} tokens of prompt, second text and special ones",
             field=f"{where}.max_tokens",
         )
     try:

@@ -26,14 +26,14 @@ from pipeline.ledger.pieces import Shard, Span, Todo
 from pipeline.ledger.publish import Commit, Draft, commit_schema, encode_schema, head, manifest_records
 from pipeline.ledger.records import Record, find_work, read_records
 from pipeline.ledger.store import Store, open_store
-from pipeline.models import Model, check_model
+from pipeline.models import Model, check_model, head_columns, share
 from pipeline.placement import Placement, Wish
-from pipeline.recipe import Recipe, TaskRecipe
+from pipeline.recipe import Recipe, TaskRecipe, Tolerance
 from pipeline.source.listing import Listing, list_shards
 from pipeline.source.planning import Pins, SourcePlan, plan_source
 from pipeline.source.reading import ReadRecipe
 
-SEMANTICS = 1
+SEMANTICS = 2
 """Version of what the operators compute; raised whenever a value in the output would change."""
 
 
@@ -74,14 +74,16 @@ class Plan:
         """Workers and their resources on `engine`, which is started for it."""
         runtime = self.config.runtime
         pieces = sum(max(1, t.span.weight // t.span.piece_bytes) if t.span.rows is None else 1 for t in self.todos)
-        wish = Wish(runtime.workers, runtime.stages, self.weights_bytes, len(self.todos), pieces)
+        weights = self.weights_bytes * (2 if runtime.parity_sample else 1)  # the reference stands beside the encoder
+        wish = Wish(runtime.workers, runtime.stages, weights, len(self.todos), pieces)
         placement: Placement = engine.placement(self.device.kind, wish)
         return placement
 
 
 def make_plan(config: Config) -> Plan:
     """Check and resolve everything. ConfigError (exit 2) on anything wrong."""
-    models = {name: check_model(config, name, task) for name, task in config.tasks.items()}
+    models = share({name: check_model(config, name, task) for name, task in config.tasks.items()})
+    columns = head_columns(config, models)
     store, base = _open(config)
     records = manifest_records(store, base) if base else []
     device, reasons = _device(config)
@@ -89,33 +91,37 @@ def make_plan(config: Config) -> Plan:
     _check_limit(config, base)
     listing = list_shards(config.input, config.output.path)
     pins = Pins(base.pins.get("piece_bytes"), commit_schema(base)) if base else Pins()
-    source = plan_source(config.input, listing, pins, _settled(base, records, config.input.limit))
+    settings = config.input.model_copy(update={"keep": config.input.keep | columns})
+    source = plan_source(settings, listing, pins, _settled(base, records, config.input.limit))
     schema = _schema(config, models, source)
     fingerprint = _fingerprint(config, models, precision, schema)
     generation = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     if base and generation != base.generation:
         # Everything is done again, so every shard is opened again.
-        source = plan_source(config.input, listing, pins, {})
+        source = plan_source(settings, listing, pins, {})
     current = {r.piece: r for r in records} if base and base.generation == generation else {}
     known = {**current, **read_records(store, generation, set(current))}
     todos = sorted(find_work(source.spans, known), key=lambda t: -t.span.weight)
-    views = tuple(dict.fromkeys(m.view for m in models.values()))
     recipe = Recipe(
         run_id=uuid.uuid4().hex[:16],
         generation=generation,
         store=store,
         schema=schema,
         read=_read_recipe(config, source),
-        views=views,
         tasks=tuple(
-            TaskRecipe(name, config.tasks[name].head, config.tasks[name].settings.model_dump(), m.view.model, views.index(m.view))
+            TaskRecipe(name, config.tasks[name].head, config.tasks[name].settings.model_dump(), m.recipe, m.view)
             for name, m in models.items()
         ),
+        offsets=frozenset(m.view.tokenization for m in models.values() if m.head.wants_offsets),
+        wants_text=any(m.head.wants_text for m in models.values()),
+        columns=tuple(columns),
         device=device.kind,
         precision=precision,
         backend=config.runtime.backend,
         tokens_per_pack=_budget(config, device),
         max_restarts=config.runtime.max_restarts,
+        parity_sample=-(-config.runtime.parity_sample // max(1, len(todos))),
+        tolerance=_tolerance(config, precision),
     )
     return Plan(
         config,
@@ -193,6 +199,11 @@ def _precision(config: Config, models: dict[str, Model], device: Device, base: C
     return name
 
 
+def _tolerance(config: Config, precision: str) -> Tolerance:
+    asked = config.runtime.parity_similarity
+    return Tolerance((0.9999 if precision == "fp32" else 0.99) if asked == "auto" else asked, config.runtime.parity_apart)
+
+
 def _budget(config: Config, device: Device) -> int:
     asked = config.runtime.tokens_per_pack
     return default_token_budget(device.kind) if asked == "auto" else asked
@@ -200,12 +211,9 @@ def _budget(config: Config, device: Device) -> int:
 
 def _schema(config: Config, models: dict[str, Model], source: SourcePlan) -> pa.Schema:
     first = next(iter(models.values())).view
-    own_counts = [
-        name
-        for name, m in models.items()
-        if (m.view.model, m.view.prompt, m.view.windowing) != (first.model, first.prompt, first.windowing)
-    ]
-    schema = sink.output_schema(source.keep, {name: m.head.type for name, m in models.items()}, own_counts)
+    own_counts = [name for name, m in models.items() if m.view != first]
+    keep = pa.schema([source.keep.field(name) for name in config.input.keep])
+    schema = sink.output_schema(keep, {name: m.head.type for name, m in models.items()}, own_counts)
     for name, count in Counter(schema.names).items():
         if count > 1:
             raise ConfigError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from operators.encoding import Head
+from operators.inputs import Companion
+from operators.models.layout import Layout
 from operators.segmentation import Windowing
 from pipeline.errors import ConfigError
 from pipeline.ledger.store import Store
@@ -23,13 +27,23 @@ class ModelRecipe:
 
 
 @dataclass(frozen=True)
-class View:
-    """One tokenization of the text with its windows; tasks that agree in it share it."""
+class Tokenization:
+    """One tokenization of the text; tasks whose tokenizers and prompts agree share it, also across models."""
 
     model: ModelRecipe
+    """The model whose tokenizer is taken."""
     prompt: str
+    fingerprint: str
+    """`operators.tokenization.Tokenizer.fingerprint`."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Windows over one tokenization, with the second texts that stand in them; tasks that agree in it share it."""
+
+    tokenization: Tokenization
     windowing: Windowing
-    offsets: bool
+    companion: Companion | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,26 @@ class TaskRecipe:
     head: str
     settings: dict[str, Any]
     model: ModelRecipe
-    view: int
+    view: View
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of an encoder over the windows of a view, for all tasks that share both."""
+
+    model: ModelRecipe
+    view: View
+    tasks: tuple[TaskRecipe, ...]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far results may be from the reference's (`pipeline.parity`)."""
+
+    similarity: float
+    """A document less similar than this is apart from the reference."""
+    apart: float
+    """The share of the sample that may be apart."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +85,39 @@ class Recipe:
     store: Store
     schema: pa.Schema
     read: ReadRecipe
-    views: tuple[View, ...]
     tasks: tuple[TaskRecipe, ...]
+    offsets: frozenset[Tokenization]
+    """Tokenizations of which some head reads where the tokens are."""
+    wants_text: bool
+    """Some head reads the texts themselves."""
+    columns: tuple[str, ...]
+    """Columns that heads read beside the text."""
     device: str
     precision: str
     backend: str
     tokens_per_pack: int
     max_restarts: int
+    parity_sample: int = 0
+    """Documents of each span that are compared with the reference."""
+    tolerance: Tolerance = Tolerance(0.999, 0.0)
+
+    @property
+    def tokenizations(self) -> tuple[Tokenization, ...]:
+        """Each once, in the order of the tasks."""
+        return tuple(dict.fromkeys(task.view.tokenization for task in self.tasks))
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Each once, in the order of the tasks."""
+        return tuple(dict.fromkeys(task.view for task in self.tasks))
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes over each piece, in the order of the tasks."""
+        shared = dict.fromkeys((task.model, task.view) for task in self.tasks)
+        return tuple(
+            Pass(model, view, tuple(t for t in self.tasks if (t.model, t.view) == (model, view))) for model, view in shared
+        )
 
     @property
     def _stop_key(self) -> str:
@@ -84,3 +143,12 @@ class Recipe:
         except FileNotFoundError:
             return False
         return True
+
+
+def make_heads(share: Pass, layout: Layout) -> dict[str, Head]:
+    """The heads of a pass by task, without weights."""
+    heads: dict[str, Head] = {}
+    for task in share.tasks:
+        kind = importlib.import_module(f"operators.heads.{task.head}")
+        heads[task.name] = kind.Head(kind.Config(**task.settings), layout)
+    return heads

@@ -13,9 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,15 +24,15 @@ from operators.encoding import Encode, Encoder
 from operators.models.layout import read_layout
 from operators.models.repository import resolve
 from operators.schema import ID, N_SEGMENTS, N_TOKENS, ROW, SHARD, TEXT, TRUNCATED
-from operators.segmentation import segment
-from operators.tokenization import Tokenizer, Tokens
 from pipeline import batch as wire
 from pipeline import quarantine, sink
 from pipeline.batch import Batch
 from pipeline.errors import TidemillError
 from pipeline.ledger.pieces import Todo
 from pipeline.ledger.records import Record, from_json, read_record, to_json
-from pipeline.recipe import ModelRecipe, Recipe, TaskRecipe, View
+from pipeline.parity import Parity
+from pipeline.preparing import Preparer, count_column
+from pipeline.recipe import ModelRecipe, Pass, Recipe, make_heads
 from pipeline.source.reading import read_span
 
 
@@ -80,22 +78,20 @@ class Stages:
     def __init__(self, recipe: Recipe, threads: int) -> None:
         self._recipe = recipe
         self._threads = threads
-        self._encoders: list[Encode] | None = None
+        self._preparer = Preparer(recipe)
+        self._passes: list[tuple[Pass, Encode]] | None = None
+        self._parity: Parity | None = None
         self._one_at_a_time = threading.Lock()
-
-    @cached_property
-    def _tokenizers(self) -> list[Tokenizer]:
-        """One for each view, built where they are used: a task that only writes needs none."""
-        return [_tokenizer(view) for view in self._recipe.views]
 
     def load(self) -> None:
         """Load the models; only workers that encode do."""
-        models: dict[ModelRecipe, Encoder] = {
-            model: _load(self._recipe, model) for model in {task.model for task in self._recipe.tasks}
-        }
-        self._encoders = [
-            _encode(self._recipe, task, models[task.model], self._tokenizers[task.view]) for task in self._recipe.tasks
-        ]
+        encoders = {model: _load(self._recipe, model) for model in dict.fromkeys(task.model for task in self._recipe.tasks)}
+        self._passes = [(share, self._pass(share, encoders[share.model])) for share in self._recipe.passes]
+        self._parity = Parity(self._recipe, self._preparer) if self._recipe.parity_sample else None
+
+    def _pass(self, share: Pass, encoder: Encoder) -> Encode:
+        layout = read_layout(resolve(share.model.source, share.model.revision).path)
+        return Encode(encoder, make_heads(share, layout), self._preparer.frame(share.view), self._recipe.tokens_per_pack)
 
     def read(self, todo: Todo) -> Iterator[Item]:
         """The pieces of a span that have no record yet, in order; ends early where a stop was asked for."""
@@ -138,45 +134,38 @@ class Stages:
             return Outcome(_where(item), error=_describe(error))
 
     def _prepare(self, batch: Batch) -> Batch:
-        texts = batch.documents[TEXT].combine_chunks()
-        documents = batch.documents.drop_columns([TEXT])
-        too_long = np.zeros(len(texts), bool)
-        for i, (view, tokenizer) in enumerate(zip(self._recipe.views, self._tokenizers, strict=True)):
-            tokens = tokenizer.tokenize(texts, offsets=view.offsets)
-            segments = segment(np.diff(tokens.bounds), view.windowing)
-            too_long |= segments.too_long
-            documents = _append(documents, _view_columns(i, tokens))
-            counts = {N_TOKENS: np.diff(tokens.bounds), N_SEGMENTS: segments.n_segments}
-            documents = _append(documents, {_count(i, k): pa.array(v, pa.int32()) for k, v in counts.items()})
-            documents = _append(documents, {_count(i, TRUNCATED): pa.array(segments.truncated)})
-        text_bytes = pc.sum(pc.binary_length(texts)).as_py() or 0
-        batch = replace(batch, documents=documents, statistics={**batch.statistics, "text_bytes": text_bytes})
-        reasons = {
-            int(row): ("too_long", "more tokens than one window holds, and segments.policy is error")
-            for row in np.flatnonzero(too_long)
-        }
-        return _set_aside(batch, reasons)
+        batch = _set_aside(batch, self._preparer.unfit(batch.documents))
+        text_bytes = pc.sum(pc.binary_length(batch.documents[TEXT])).as_py() or 0
+        documents, too_long = self._preparer.prepare(batch.documents)
+        counts = {"text_bytes": text_bytes, "reads": 1, "tokenizations": len(self._recipe.tokenizations)}
+        return _set_aside(replace(batch, documents=documents, statistics={**batch.statistics, **counts}), too_long)
 
     def _encode(self, batch: Batch) -> Batch:
-        if self._encoders is None:
+        if self._passes is None:
             raise RuntimeError("load() comes before encode()")
-        documents = batch.documents
+        results: dict[str, pa.Array] = {}
         failed: dict[int, tuple[str, str]] = {}
-        statistics = dict(batch.statistics)
+        statistics = {**batch.statistics, "encoder_passes": len(self._passes)}
         started = time.perf_counter()
         with self._one_at_a_time:
             waited = time.perf_counter()
             if self._threads:
                 set_threads(self._threads)  # here, since OpenMP keeps the number for each calling thread
-            for task, encoder in zip(self._recipe.tasks, self._encoders, strict=True):
-                encoded = encoder(_view_tokens(documents, task.view))
-                documents = _append(documents, {task.name: encoded.values})
-                for row, (reason, detail) in encoded.failed.items():
-                    failed.setdefault(row, (f"task_failed:{task.name}" if reason == "task_failed" else reason, detail))
+            for share, encode in self._passes:
+                encoded = encode(self._preparer.inputs(batch.documents, share.view))
+                results |= encoded.values
+                for row, failure in encoded.failed.items():
+                    reason = f"task_failed:{failure.task}" if failure.reason == "task_failed" else failure.reason
+                    failed.setdefault(row, (reason, failure.detail))
                 for name, value in encoded.statistics.items():
                     statistics[name] = statistics.get(name, 0) + value
             statistics["encode_seconds"] = time.perf_counter() - waited
             statistics["wait_seconds"] = waited - started
+            if self._parity and batch.index == 0:
+                statistics |= self._parity.compare(batch.documents, results, failed)
+        documents = batch.documents
+        for name, values in results.items():
+            documents = documents.append_column(name, values)
         batch = _set_aside(replace(batch, documents=documents, statistics=statistics), failed)
         return replace(batch, documents=self._output(batch))
 
@@ -185,8 +174,9 @@ class Stages:
         documents = batch.documents
         names = {SHARD: sink.shard_column(batch.span.shard.key, documents.num_rows)}
         for count in (N_TOKENS, N_SEGMENTS, TRUNCATED):
-            names[count] = documents[_count(0, count)]
-            names |= {f"{task.name}_{count}": documents[_count(task.view, count)] for task in self._recipe.tasks}
+            names[count] = documents[count_column(0, count)]
+            for task in self._recipe.tasks:
+                names[f"{task.name}_{count}"] = documents[count_column(self._recipe.views.index(task.view), count)]
         columns = [names[f.name] if f.name in names else documents[f.name] for f in self._recipe.schema]
         return pa.table(
             [c.cast(f.type) if c.type != f.type else c for c, f in zip(columns, self._recipe.schema, strict=True)],
@@ -203,12 +193,6 @@ class Stages:
         return Outcome(_where(batch), record, encoded=won)
 
 
-def _tokenizer(view: View) -> Tokenizer:
-    path = resolve(view.model.source, view.model.revision).path
-    layout = read_layout(path)
-    return Tokenizer(layout.transformer_dir, prompt=view.prompt, lowercase=layout.do_lower_case)
-
-
 def _load(recipe: Recipe, model: ModelRecipe) -> Encoder:
     """The model's weights, once for all tasks that use it."""
     layout = read_layout(resolve(model.source, model.revision).path)
@@ -216,43 +200,6 @@ def _load(recipe: Recipe, model: ModelRecipe) -> Encoder:
         layout, recipe.device, recipe.precision
     )
     return encoder
-
-
-def _encode(recipe: Recipe, task: TaskRecipe, encoder: Encoder, tokenizer: Tokenizer) -> Encode:
-    layout = read_layout(resolve(task.model.source, task.model.revision).path)
-    kind = importlib.import_module(f"operators.heads.{task.head}")
-    head = kind.Head(kind.Config(**task.settings), layout)
-    return Encode(encoder, head, tokenizer, recipe.views[task.view].windowing, recipe.tokens_per_pack)
-
-
-def _count(view: int, name: str) -> str:
-    return f"__{view}_{name}"
-
-
-def _view_columns(view: int, tokens: Tokens) -> dict[str, pa.Array]:
-    bounds = pa.array(tokens.bounds, pa.int64())
-    columns = {f"__{view}_ids": pa.LargeListArray.from_arrays(bounds, pa.array(tokens.ids, pa.int32()))}
-    if tokens.spans is not None:
-        flat = pa.array(np.ascontiguousarray(tokens.spans).reshape(-1), pa.int32())
-        columns[f"__{view}_spans"] = pa.LargeListArray.from_arrays(bounds, pa.FixedSizeListArray.from_arrays(flat, 2))
-    return columns
-
-
-def _view_tokens(documents: pa.Table, view: int) -> Tokens:
-    ids = documents[f"__{view}_ids"].combine_chunks()
-    lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
-    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    spans = None
-    if f"__{view}_spans" in documents.column_names:
-        pairs = documents[f"__{view}_spans"].combine_chunks().flatten()
-        spans = pairs.flatten().to_numpy().reshape(-1, 2)
-    return Tokens(ids=ids.flatten().to_numpy(), bounds=bounds, spans=spans)
-
-
-def _append(documents: pa.Table, columns: dict[str, Any]) -> pa.Table:
-    for name, column in columns.items():
-        documents = documents.append_column(name, column)
-    return documents
 
 
 def _set_aside(batch: Batch, reasons: dict[int, tuple[str, str]]) -> Batch:

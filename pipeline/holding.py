@@ -1,0 +1,70 @@
+"""Runs that a quality gate holds back: all their records are there, and `accept` publishes them without encoding anything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import ConfigError, TidemillError
+from pipeline.ledger.publish import Commit, Draft, publish
+from pipeline.ledger.records import read_records
+from pipeline.ledger.store import Store, open_store
+from pipeline.table import count_duplicate_ids
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What is left in the store: a draft without its records, and the pieces that they are of."""
+
+    draft: dict[str, Any]
+    pieces: list[str]
+    has_ids: bool
+    """Duplicate ids are counted."""
+    single_writer: bool
+    """As `output.single_writer`."""
+    why: str
+
+
+_HELD = TypeAdapter(_Held)
+
+
+def hold(store: Store, draft: Draft, *, has_ids: bool, single_writer: bool, why: str) -> None:
+    """Leave what `accept` needs."""
+    plain = {**asdict(replace(draft, records=())), "shards": sorted(draft.shards)}
+    held = _Held(plain, [r.piece for r in draft.records], has_ids, single_writer, why)
+    store.put(_key(draft.run_id), _HELD.dump_json(held, indent=1))
+
+
+def accept(path: str, run_id: str, storage_options: dict[str, Any]) -> Commit:
+    """Publish a held run of the table at `path`; nothing is encoded again.
+
+    ConfigError where the run is not held, Fenced where another generation was committed since it began."""
+    held = _read(open_store(path, storage_options, True), path, run_id)
+    store = open_store(path, storage_options, held.single_writer)
+    recorded = read_records(store, held.draft["generation"])
+    missing = [piece for piece in held.pieces if piece not in recorded]
+    if missing:
+        raise TidemillError(f"{len(missing)} records of run {run_id} are gone, the first is {missing[0]}; run the job again")
+    records = [recorded[piece] for piece in held.pieces]
+    draft = Draft(**{**held.draft, "records": records, "shards": frozenset(held.draft["shards"])})
+    return publish(store, draft, count_duplicates=lambda final: count_duplicate_ids(store, final) if held.has_ids else 0)
+
+
+def _read(store: Store, path: str, run_id: str) -> _Held:
+    try:
+        return _HELD.validate_json(store.get(_key(run_id)))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no run {run_id!r} is held at {path!r}; the message of the held run names it", field="--accept"
+        ) from None
+    except ValidationError as error:
+        raise TidemillError(f"{_key(run_id)} cannot be read: {error.error_count()} fields are wrong; run the job again") from None
+
+
+def _key(run_id: str) -> str:
+    if not run_id.isalnum():
+        raise ConfigError(f"{json.dumps(run_id)} is no run id; the message of the held run names it", field="--accept")
+    return f"_runs/{run_id}/held.json"

@@ -1,0 +1,85 @@
+"""The parity self-test: a sample of documents is encoded again by the reference, and the results are compared.
+
+The reference is transformers as it is: float32, padded, one document at a time in no pack of ours, with the same windows and
+heads. What it finds travels in the records' statistics, as `parity:<task>:<name>`, so that a run that goes on after a failure
+knows what the pieces before it found.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from operators.encoders import torch as reference
+from operators.encoding import Encode, Encoder
+from operators.models.layout import read_layout
+from operators.models.repository import resolve
+from pipeline.ledger.records import Record
+from pipeline.preparing import Preparer
+from pipeline.recipe import ModelRecipe, Pass, Recipe, Tolerance, make_heads
+
+_BUDGET = 4096
+"""Tokens that the reference encodes at once."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the self-test found for one task."""
+
+    documents: int
+    apart: int
+    similarity: float
+    """Mean over the documents: cosine of vectors, share of labels, entities or answers that agree."""
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Whether the task may be published."""
+        return self.apart <= tolerance.apart * self.documents
+
+
+class Parity:
+    """The reference of every pass of a recipe."""
+
+    def __init__(self, recipe: Recipe, preparer: Preparer) -> None:
+        self._recipe = recipe
+        self._preparer = preparer
+        encoders: dict[ModelRecipe, Encoder] = {}
+        self._passes: list[tuple[Pass, Encode]] = []
+        for share in recipe.passes:
+            layout = read_layout(resolve(share.model.source, share.model.revision).path)
+            if share.model not in encoders:
+                encoders[share.model] = reference.load(layout, recipe.device, "fp32", padded=True)
+            encode = Encode(encoders[share.model], make_heads(share, layout), preparer.frame(share.view), _BUDGET)
+            self._passes.append((share, encode))
+
+    def compare(self, documents: pa.Table, results: dict[str, pa.Array], failed: Iterable[int]) -> dict[str, float]:
+        """Statistics of a sample of prepared `documents`, whose `results` are by task; rows in `failed` are left out."""
+        good = np.setdiff1d(np.arange(documents.num_rows), list(failed))
+        chosen = pa.array(good[np.unique(np.linspace(0, len(good) - 1, min(self._recipe.parity_sample, len(good))).astype(int))])
+        statistics: dict[str, float] = {}
+        for share, encode in self._passes:
+            encoded = encode(self._preparer.inputs(documents.take(chosen), share.view))
+            kept = np.setdiff1d(np.arange(len(chosen)), list(encoded.failed))
+            for task, values in encoded.values.items():
+                ours = results[task].take(chosen)
+                similarity = encode.heads[task].similarity(ours.take(pa.array(kept)), values.take(pa.array(kept)))
+                apart = int((similarity < self._recipe.tolerance.similarity).sum()) + len(encoded.failed)
+                found = {"documents": len(chosen), "apart": apart, "similarity": float(similarity.sum())}
+                statistics |= {f"parity:{task}:{name}": value for name, value in found.items()}
+        return statistics
+
+
+def findings(records: Iterable[Record]) -> dict[str, Finding]:
+    """What the self-test found in these pieces, by task; empty where it did not run."""
+    sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for record in records:
+        for name, value in record.statistics.items():
+            if name.startswith("parity:"):
+                _, task, kind = name.split(":", 2)
+                sums[task][kind] += value
+    return {
+        task: Finding(int(s["documents"]), int(s["apart"]), s["similarity"] / max(1, s["documents"])) for task, s in sums.items()
+    }

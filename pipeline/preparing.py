@@ -1,0 +1,166 @@
+"""From documents to what encoders read of them: token ids once for each tokenizer, companions and window counts for each view.
+
+The results stand in columns of the documents, so that they travel with them from the worker that tokenizes to the one that
+encodes. Columns that start with two underscores never reach the output.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from operators.inputs import Companions, Ids, Inputs, Tokens, make_inputs, repeat_companions
+from operators.models.layout import read_layout
+from operators.models.repository import resolve
+from operators.packing import Frame
+from operators.schema import N_SEGMENTS, N_TOKENS, TEXT, TRUNCATED
+from operators.tokenization import Tokenizer
+from pipeline.recipe import Recipe, Tokenization, View
+
+Reasons = dict[int, tuple[str, str]]
+"""Row -> reason and detail."""
+
+
+class Preparer:
+    """Tokenizes and measures for all tasks of a recipe; loads tokenizers when they are first used, and never weights."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    @cached_property
+    def tokenizers(self) -> dict[Tokenization, Tokenizer]:
+        """One for each tokenization."""
+        return {tokenization: _tokenizer(tokenization) for tokenization in self._recipe.tokenizations}
+
+    def frame(self, view: View) -> Frame:
+        """What stands around the texts in the windows of a view."""
+        tokenizer = self.tokenizers[view.tokenization]
+        return tokenizer.pair_frame() if view.companion else tokenizer.frame
+
+    def unfit(self, documents: pa.Table) -> Reasons:
+        """Rows that lack what a head reads beside the text."""
+        reasons: Reasons = {}
+        for name in self._recipe.columns:
+            column = documents[name].combine_chunks()
+            for row in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist():
+                reasons.setdefault(row, ("bad_value", f"column {name!r} is null, and a task reads it"))
+            if not pa.types.is_list(column.type):
+                continue
+            holes = np.zeros(len(column), bool)
+            holes[pc.list_parent_indices(column).filter(column.flatten().is_null()).to_numpy()] = True
+            for row in np.flatnonzero(holes).tolist():
+                reasons.setdefault(row, ("bad_value", f"column {name!r} holds a null in its list, and a task reads it"))
+            if any(view.companion and view.companion.column == name for view in self._recipe.views):
+                for row in np.flatnonzero(column.value_lengths().to_numpy(zero_copy_only=False) == 0).tolist():
+                    reasons.setdefault(row, ("bad_value", f"column {name!r} is an empty list, and a task reads it"))
+        return reasons
+
+    def prepare(self, documents: pa.Table) -> tuple[pa.Table, Reasons]:
+        """Add ids, companions and counts, take away the text where no head reads it; and the rows that are too long."""
+        texts = documents[TEXT].combine_chunks()
+        if not self._recipe.wants_text:
+            documents = documents.drop_columns([TEXT])
+        for i, (tokenization, tokenizer) in enumerate(self.tokenizers.items()):
+            tokens = tokenizer.tokenize(texts, offsets=tokenization in self._recipe.offsets)
+            documents = _append(documents, _token_columns(i, tokens))
+        reasons: Reasons = {}
+        for i, view in enumerate(self._recipe.views):
+            if view.companion and view.companion.column:
+                column = documents[view.companion.column].combine_chunks()
+                documents = _append(
+                    documents, {f"__{i}_companions": _tokenize_column(self.tokenizers[view.tokenization], column)}
+                )
+            inputs = self.inputs(documents, view)
+            # The windows of a document are the same beside each of its companions: its first entry speaks for it.
+            entries = np.searchsorted(inputs.entry_document, np.arange(documents.num_rows))
+            counts = {
+                N_TOKENS: pa.array(inputs.tokens.lengths, pa.int32()),
+                N_SEGMENTS: pa.array(inputs.segments.n_segments[entries], pa.int32()),
+                TRUNCATED: pa.array(inputs.segments.truncated[entries]),
+            }
+            documents = _append(documents, {count_column(i, name): values for name, values in counts.items()})
+            why = "more tokens than one window holds" + (" beside its second text" if view.companion else "")
+            for row in inputs.entry_document[inputs.segments.too_long].tolist():
+                reasons.setdefault(row, ("too_long", why))
+        return documents, reasons
+
+    def inputs(self, documents: pa.Table, view: View) -> Inputs:
+        """What an encoder reads of prepared documents."""
+        tokens = _tokens(documents, self._recipe.tokenizations.index(view.tokenization))
+        companions = None
+        if view.companion:
+            column = f"__{self._recipe.views.index(view)}_companions"
+            companions = (
+                _companions(documents[column].combine_chunks(), first=view.companion.first)
+                if view.companion.column
+                else repeat_companions(self._fixed(view), documents.num_rows, first=view.companion.first)
+            )
+        names = [*self._recipe.columns, *([TEXT] if self._recipe.wants_text else [])]
+        return make_inputs(tokens, view.windowing, companions, documents.select(names))
+
+    def _fixed(self, view: View) -> list[Ids]:
+        """Ids of companions that are the same for every document."""
+        assert view.companion
+        tokens = self.tokenizers[view.tokenization].tokenize(pa.array(view.companion.texts, pa.large_string()))
+        return np.split(tokens.ids, tokens.bounds[1:-1])
+
+
+def count_column(view: int, name: str) -> str:
+    """Where a count of the view numbered `view` stands until the output is made."""
+    return f"__{view}_{name}"
+
+
+def _tokenizer(tokenization: Tokenization) -> Tokenizer:
+    layout = read_layout(resolve(tokenization.model.source, tokenization.model.revision).path)
+    return Tokenizer(layout.transformer_dir, prompt=tokenization.prompt, lowercase=layout.do_lower_case)
+
+
+def _token_columns(number: int, tokens: Tokens) -> dict[str, pa.Array]:
+    bounds = pa.array(tokens.bounds, pa.int64())
+    columns = {f"__t{number}_ids": pa.LargeListArray.from_arrays(bounds, pa.array(tokens.ids, pa.int32()))}
+    if tokens.spans is not None and tokens.words is not None:
+        columns[f"__t{number}_words"] = pa.LargeListArray.from_arrays(bounds, pa.array(tokens.words, pa.int32()))
+        flat = pa.array(np.ascontiguousarray(tokens.spans).reshape(-1), pa.int32())
+        columns[f"__t{number}_spans"] = pa.LargeListArray.from_arrays(bounds, pa.FixedSizeListArray.from_arrays(flat, 2))
+    return columns
+
+
+def _tokens(documents: pa.Table, number: int) -> Tokens:
+    ids = documents[f"__t{number}_ids"].combine_chunks()
+    spans = words = None
+    if f"__t{number}_spans" in documents.column_names:
+        words = documents[f"__t{number}_words"].combine_chunks().flatten().to_numpy()
+        pairs = documents[f"__t{number}_spans"].combine_chunks().flatten()
+        spans = pairs.flatten().to_numpy().reshape(-1, 2)
+    return Tokens(ids.flatten().to_numpy(), _bounds(ids), spans, words)
+
+
+def _tokenize_column(tokenizer: Tokenizer, column: pa.Array) -> pa.Array:
+    """list<list<int32>>: the ids of each companion of each document."""
+    listed = pa.types.is_list(column.type)
+    texts = column.flatten() if listed else column
+    tokens = tokenizer.tokenize(texts.cast(pa.large_string()))
+    ids = pa.LargeListArray.from_arrays(pa.array(tokens.bounds), pa.array(tokens.ids, pa.int32()))
+    bounds = _bounds(column) if listed else np.arange(len(column) + 1)
+    return pa.LargeListArray.from_arrays(pa.array(bounds, pa.int64()), ids)
+
+
+def _companions(column: pa.Array, *, first: bool) -> Companions:
+    ids = column.flatten()
+    document = np.repeat(np.arange(len(column)), np.diff(_bounds(column)))
+    return Companions(document, ids.flatten().to_numpy(), _bounds(ids), first)
+
+
+def _bounds(column: pa.Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """int64 [N + 1]: where the lists of a column without nulls start in its flattened values."""
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _append(documents: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+    for name, column in columns.items():
+        documents = documents.append_column(name, column)
+    return documents

@@ -1,0 +1,66 @@
+"""The parity self-test in whole jobs: within tolerance it is reported, out of it the run is held and can be accepted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import open_output
+from tests.jobs.conftest import write_corpus
+
+Job = Callable[..., Path]
+Tidemill = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def report(process: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, Any]:
+    assert process.returncode == code, process.stderr[-3000:]
+    found: dict[str, Any] = json.loads(process.stdout)
+    return found
+
+
+def test_a_run_within_tolerance_reports_and_publishes(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
+    write_corpus(tmp_path / "in", shards=2)
+    config = job(runtime={"parity_sample": 9})
+    done = report(tidemill("run", config, "--json"))
+    found = done["parity"]["vector"]
+    assert done["published"]
+    assert 9 <= found["documents"] <= 12
+    assert found["apart"] == 0
+    assert found["similarity"] == pytest.approx(1, abs=1e-5)
+    assert not [name for name in done["statistics"] if "parity" in name]
+
+
+def test_a_run_out_of_tolerance_is_held_and_accepted_later_without_encoding(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
+    rows = write_corpus(tmp_path / "in", shards=2)
+    # bf16 on purpose, and held to what only fp32 can do.
+    config = job(runtime={"precision": "bf16", "parity_sample": 20, "parity_similarity": 0.9999999})
+    held = report(tidemill("run", config, "--json"), code=4)
+    assert held["exit_code"] == 4
+    assert "task vector" in held["error"]
+    assert f"tidemill publish {tmp_path / 'out'} --accept {held['run_id']}" in held["error"]
+    assert tidemill("status", tmp_path / "out", "--json").returncode == 2  # nothing was published
+
+    again = report(tidemill("run", config, "--json"), code=4)  # all pieces are recorded, and what was found with them
+    assert again["run_id"] != held["run_id"]
+    files = sorted((tmp_path / "out" / "data").rglob("*.parquet"))
+
+    accepted = report(tidemill("publish", tmp_path / "out", "--accept", held["run_id"], "--json"))
+    assert (accepted["version"], accepted["published"], accepted["run_id"]) == (1, True, held["run_id"])
+    assert sorted((tmp_path / "out" / "data").rglob("*.parquet")) == files
+    assert open_output(str(tmp_path / "out")).count_rows() == rows
+    once_more = report(tidemill("publish", tmp_path / "out", "--accept", again["run_id"], "--json"))
+    assert (once_more["version"], once_more["published"]) == (1, False)
+    assert report(tidemill("run", config, "--json"))["encoded"] == 0  # what was accepted stands
+
+
+@pytest.mark.parametrize("run_id", ["0123456789abcdef", "../x"])
+def test_a_run_that_is_not_held_is_refused(run_id: str, tmp_path: Path, job: Job, tidemill: Tidemill) -> None:
+    write_corpus(tmp_path / "in", shards=1)
+    report(tidemill("run", job(), "--json"))
+    refused = report(tidemill("publish", tmp_path / "out", "--accept", run_id, "--json"), code=2)
+    assert refused["error"].startswith("--accept: ")
