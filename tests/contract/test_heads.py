@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 from pydantic import BaseModel
 
-import operators.heads
-from operators.encoders import torch as backend
-from operators.encoding import Encode
+from operators.encoding import Head
 from operators.models.layout import read_layout
-from operators.segmentation import Windowing
-from operators.tokenization import Tokenizer
-from tests.tiny import tiny_sentence_transformer
+from tests.head_cases import CASES, HEADS, Worker, assert_near, case_model, masked
 
-HEADS = sorted(m.name for m in pkgutil.iter_modules(operators.heads.__path__) if not m.name.startswith("_"))
-SETTINGS: dict[str, dict[str, Any]] = {}
-"""Settings of heads that cannot do without."""
 
-TEXTS = ["moon", "", "river " * 50, "the king of the sea", "rain " * 31]
+def test_every_head_has_a_case() -> None:
+    assert sorted(CASES) == HEADS
 
 
 @pytest.fixture(scope="module", params=HEADS)
-def head_module(request: pytest.FixtureRequest) -> Any:
+def name(request: pytest.FixtureRequest) -> str:
     """A module of operators.heads."""
-    return importlib.import_module(f"operators.heads.{request.param}")
+    found: str = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def config(head_module: Any) -> BaseModel:
+def config(name: str) -> BaseModel:
     """The head's settings, with all defaults that it has."""
-    settings: BaseModel = head_module.Config(**SETTINGS.get(head_module.__name__.rpartition(".")[2], {}))
+    settings: BaseModel = importlib.import_module(f"operators.heads.{name}").Config(**CASES[name].settings)
     return settings
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model."""
-    return tiny_sentence_transformer(tmp_path_factory.mktemp("model"))
+    return case_model(tmp_path_factory.mktemp("model"), name)
 
 
 def test_config_is_frozen_closed_and_plain(config: BaseModel) -> None:
@@ -52,34 +45,42 @@ def test_config_is_frozen_closed_and_plain(config: BaseModel) -> None:
     hash(config)
 
 
-def test_type_and_needs_are_known_without_weights(head_module: Any, config: BaseModel, model: Path, tmp_path: Path) -> None:
+def test_type_and_needs_are_known_without_weights(name: str, config: BaseModel, model: Path, tmp_path: Path) -> None:
     for file in model.rglob("*"):
         if file.is_file() and file.suffix != ".safetensors":
             (tmp_path / file.relative_to(model)).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file.relative_to(model)).write_bytes(file.read_bytes())
-    head = head_module.Head(config, read_layout(tmp_path))
+    head = importlib.import_module(f"operators.heads.{name}").Head(config, read_layout(tmp_path))
+    assert isinstance(head, Head)
     assert isinstance(head.type, pa.DataType)
-    assert isinstance(head.wants_offsets, bool)
-    assert isinstance(head.prompt, str)
     assert head.width > 0
+    assert not (head.prompt and head.companion)
+    if head.companion and head.companion.column:
+        assert head.companion.column in head.columns
 
 
-def test_one_value_for_each_document_in_order(head_module: Any, config: BaseModel, model: Path) -> None:
-    layout = read_layout(model)
-    head = head_module.Head(config, layout)
-    tokenizer = Tokenizer(layout.transformer_dir, prompt=head.prompt)
-    encode = Encode(backend.load(layout, "cpu", "fp32"), head, tokenizer, Windowing(20, 5), 64)
+def test_one_value_for_each_document_in_order(name: str, model: Path) -> None:
+    case = CASES[name]
+    worker = Worker(model, name, case.settings)
+    texts = masked(case.texts, worker)
 
-    def run(texts: list[str]) -> list[Any]:
-        encoded = encode(tokenizer.tokenize(pa.array(texts, pa.large_string()), offsets=head.wants_offsets))
-        assert encoded.values.type == head.type
+    def run(order: list[int]) -> pa.Array:
+        encoded = worker.run(
+            [texts[i] for i in order], {column: [values[i] for i in order] for column, values in case.columns.items()}
+        )
         assert not encoded.failed
-        values: list[Any] = encoded.values.to_pylist()
+        values = encoded.values["task"]
+        assert values.type == worker.head.type
+        assert values.null_count == 0
+        values.validate(full=True)
         return values
 
-    forwards, backwards = run(TEXTS), run(TEXTS[::-1])
-    assert len(forwards) == len(TEXTS)
-    for there, back in zip(forwards, reversed(backwards), strict=True):
-        assert there == pytest.approx(back, abs=1e-5)
-    assert len({repr(value) for value in forwards}) == len(TEXTS)
-    assert run([]) == []
+    every = list(range(len(texts)))
+    forwards, backwards = run(every), run(every[::-1])
+    assert_near(forwards.to_pylist(), backwards.to_pylist()[::-1])
+    assert len({repr(value) for value in forwards.to_pylist()}) > 1
+    assert len(run([])) == 0
+    similarity = worker.head.similarity(forwards, forwards)
+    assert similarity.shape == (len(texts),)
+    assert similarity.tolist() == pytest.approx([1.0] * len(texts), abs=1e-5)
+    assert worker.head.similarity(forwards, run(every[1:] + every[:1])).min() < 1
