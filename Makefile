@@ -18,9 +18,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-demo: setup  ## Encode the demo corpus and look at its nearest neighbours.
+demo: setup  ## Run both demo jobs: nearest neighbours; entities and sentiment with their scores.
 	HF_HUB_OFFLINE=1 $(BIN)/tidemill run configs/demo.yaml
 	$(BIN)/python -m demo.neighbours
+	HF_HUB_OFFLINE=1 $(BIN)/tidemill run configs/demo_labels.yaml
+	$(BIN)/python -m demo.labels
 
 test: setup  ## Run all tests.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q

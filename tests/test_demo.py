@@ -35,5 +35,26 @@ def test_the_demo_with_a_tiny_model(tmp_path: Path) -> None:
     assert all(example in summary for example in ("violin", "loch", "Pride and Prejudice, chapter 1"))
 
 
-def test_the_corpus_stays_small() -> None:
-    assert sum(path.stat().st_size for path in (ROOT / "demo/corpus").rglob("*") if path.is_file()) < 700_000
+def test_the_labels_of_the_demo(tmp_path: Path) -> None:
+    # Of each document the first windows only: the whole job takes a minute.
+    job = ["configs/demo_labels.yaml", "runtime.engine=local", "segments.max_segments=2", f"output.path={tmp_path / 'table'}"]
+    report = json.loads(run("jobs", "run", *job, "runtime.parity_sample=2", "--json"))
+    assert report["books"]["quarantined"] == {}
+    assert report["statistics"]["encoder_passes"] == 2 * report["pieces"]
+    assert {task: found["apart"] for task, found in report["parity"].items()} == {"found": 0, "sentiment": 0}
+
+    shown = run("demo.labels", *job)
+    assert "\u6c5f\u6cfd\u6c11" in shown  # a name that stands in the first document
+    scores = json.loads(run("jobs", "eval", str(tmp_path / "table"), "--task", "sentiment", "--gold", "label", "--json"))
+    assert scores["rows"] == 300
+    assert scores["overall"]["accuracy"] > 0.75
+    assert f"accuracy {scores['overall']['accuracy']:.3f}, 300 reviews" in shown
+
+
+def test_the_corpora_and_models_stay_small() -> None:
+    sizes = {name: sum(f.stat().st_size for f in (ROOT / "demo" / name).rglob("*") if f.is_file()) for name in _LIMITS}
+    assert all(sizes[name] < limit for name, limit in _LIMITS.items()), sizes
+
+
+_LIMITS = {"corpus": 700_000, "corpus_zh": 500_000, "models": 12_000_000}
+"""Bytes."""
