@@ -24,8 +24,9 @@ demo: setup  ## Run both demo jobs: nearest neighbours; entities and sentiment w
 	HF_HUB_OFFLINE=1 $(BIN)/tidemill run configs/demo_labels.yaml
 	$(BIN)/python -m demo.labels
 
+# One thread for each process: tiny models lose more to threads than they win.
 test: setup  ## Run all tests.
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: setup  ## Run all linters: ruff, mypy, import-linter, hadolint.
 	$(BIN)/ruff check .

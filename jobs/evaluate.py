@@ -38,12 +38,12 @@ def command(
 
         chart.check(picture)
     found = evaluate_output(output, question, version=version, storage_options=parse_options(storage_option))
+    if not json:
+        _print(found)
     if picture is not None:
         chart.draw(found, picture)
     if json:
         print_json(found.as_dict())
-    else:
-        _print(found)
 
 
 def _ks(text: str) -> tuple[int, ...]:

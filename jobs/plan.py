@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.console import ConfigPath, Json, Overrides, human, out, print_json
@@ -21,7 +22,7 @@ def command(config: ConfigPath, overrides: Overrides = None, json: Json = False)
         return
     table = Table(show_header=False, box=None)
     for name, value in report.items():
-        table.add_row(f"[bold]{name}", _shown(name, value))
+        table.add_row(f"[bold]{name}", escape(_shown(name, value)))
     out.print(table)
 
 

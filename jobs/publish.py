@@ -23,4 +23,4 @@ def command(
     if json:
         print_json(report)
     else:
-        out.print(f"version {commit.version} of {output}" + ("" if report["published"] else " held it already"), highlight=False)
+        out.print(f"version {commit.version} of {output}" + ("" if report["published"] else " held it already"), markup=False)

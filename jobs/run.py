@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stdout
 from typing import Any
 
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -45,10 +46,9 @@ def summary(report: dict[str, Any]) -> Panel:
         rows["speed"] = f"{report['tokens']} tokens in {report['seconds']:.1f} s: {report['tokens_per_second']:.0f} tokens/s"
     for task, found in report["parity"].items():
         agreed = found["documents"] - found["apart"]
-        rows[f"parity of {task}"] = (
-            f"{agreed} of {found['documents']} documents as the reference, similarity {found['similarity']:.6f}"
-        )
+        mean = f", similarity {found['similarity']:.6f}" if found["documents"] else ""
+        rows[f"parity of {task}"] = f"{agreed} of {found['documents']} documents as the reference{mean}"
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}", value)
+        table.add_row(f"[bold]{escape(name)}", escape(value))
     return Panel(table, title=f"run {report['run_id']}", title_align="left", expand=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.console import Json, OutputPath, StorageOption, Version, out, parse_options, print_json
@@ -28,8 +29,8 @@ def command(output: OutputPath, version: Version = None, storage_option: Storage
     if json:
         print_json(books)
         return
-    table = Table(title=f"{output}", title_justify="left", show_header=False, box=None)
+    table = Table(title=escape(output), title_justify="left", show_header=False, box=None)
     for name, value in books.items():
         shown = ", ".join(f"{k}: {v}" for k, v in value.items()) or "none" if isinstance(value, dict) else str(value)
-        table.add_row(f"[bold]{name}", shown)
+        table.add_row(f"[bold]{name}", escape(shown))
     out.print(table)

@@ -107,6 +107,15 @@ def scores_of(values: pa.Array, labels: int) -> Floats:
     return scores
 
 
+def nearness(mine: Floats, theirs: Floats) -> Floats:
+    """float32 [N]: 1 - e^2 / 2, 0 at least, e being the difference, relative where the reference is beyond 1.
+
+    It is to numbers what the cosine is to vectors, so that one tolerance serves both."""
+    error = np.abs(mine - theirs) / np.maximum(1, np.abs(theirs))
+    near: Floats = (1 - error**2 / 2).clip(min=0)
+    return near
+
+
 def agreement(mine: Floats, theirs: Floats, threshold: float | None) -> Floats:
     """float32 [N]: 1 where two scores [N, labels] mean the same label, or the same labels where there is a threshold; else 0."""
     if threshold is None:

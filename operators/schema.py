@@ -10,6 +10,7 @@ ID = "id"
 N_TOKENS = "n_tokens"
 N_SEGMENTS = "n_segments"
 TRUNCATED = "truncated"
+COUNTS = (N_TOKENS, N_SEGMENTS, TRUNCATED)
 
 TEXT = "__text"
 """Columns that start with two underscores live only between stages; no kept column or task may."""

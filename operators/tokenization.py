@@ -65,13 +65,15 @@ class Tokenizer:
         self.model_max_length: int | None = loaded.model_max_length if loaded.model_max_length < _UNLIMITED else None
         self._prompt_ids = self._ids(prompt.rstrip())
         self.mask_id: int | None = loaded.mask_token_id
+        self.special_ids = frozenset(loaded.all_special_ids)
         self._has_types = "token_type_ids" in loaded.model_input_names
-        self.frame = self._make_frame(set(loaded.all_special_ids))
+        self.frame = self._make_frame()
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that decides which tokens a text becomes."""
-        return hashlib.sha256(f"{self._prompt}\0{self._backend.to_str()}".encode()).hexdigest()
+        """SHA-256 over all that decides which tokens a text becomes, and what stands around them in its windows."""
+        frame = [self.frame.prefix.tolist(), self.frame.suffix.tolist(), self.frame.prompt_length, self._has_types]
+        return hashlib.sha256(f"{self._prompt}\0{self._backend.to_str()}\0{frame}".encode()).hexdigest()
 
     def token(self, id_: int) -> str:
         """The text of one token, as the tokenizer decodes it alone."""
@@ -144,7 +146,7 @@ class Tokenizer:
     def _ids(self, text: str) -> Ids:
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
 
-    def _make_frame(self, special_ids: set[int]) -> Frame:
+    def _make_frame(self) -> Frame:
         """What the tokenizer puts around a text, found by trying; and the prompt, checked to keep its tokens before any text."""
         probe = self._backend.encode("a", add_special_tokens=True)
         mask = np.array(probe.special_tokens_mask, bool)
@@ -156,14 +158,14 @@ class Tokenizer:
             raise ValueError(
                 f"prompt {self._prompt!r} would merge with the first word of a text; end it with a colon and a space"
             )
-        return Frame(np.concatenate([prefix, self._prompt_ids]), suffix, self._excluded(special_ids))
+        return Frame(np.concatenate([prefix, self._prompt_ids]), suffix, self._excluded())
 
-    def _excluded(self, special_ids: set[int]) -> int:
+    def _excluded(self) -> int:
         """Leading tokens that sentence-transformers leaves out of pooling: those of the prompt alone, less a last special one."""
         if not self._prompt:
             return 0
         ids = self._backend.encode(self._prompt, add_special_tokens=True).ids
-        return len(ids) - (ids[-1] in special_ids)
+        return len(ids) - (ids[-1] in self.special_ids)
 
 
 def _load(directory: Path) -> Any:

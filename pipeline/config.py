@@ -150,7 +150,7 @@ class Output(_Model):
 
 
 class Runtime(_Model):
-    """Where and how fast; nothing here but `precision` changes a value."""
+    """Where and how fast; nothing here but `precision` and `backend` changes a value."""
 
     device: Literal["auto", "npu", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
@@ -183,6 +183,24 @@ class Config(_Model):
     tasks: Annotated[dict[str, Task], Field(min_length=1)]
     output: Output
     runtime: Runtime = Runtime()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, value: object) -> object:
+        """What a task's own `segments` leave out is as for the whole job."""
+        if (
+            not isinstance(value, dict)
+            or not isinstance(value.get("segments", {}), dict)
+            or not isinstance(value.get("tasks"), dict)
+        ):
+            return value
+        tasks = {
+            name: {**task, "segments": {**value.get("segments", {}), **task["segments"]}}
+            if isinstance(task, dict) and isinstance(task.get("segments"), dict)
+            else task
+            for name, task in value["tasks"].items()
+        }
+        return {**value, "tasks": tasks}
 
     @model_validator(mode="after")
     def _names(self) -> Config:

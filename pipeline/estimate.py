@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.inputs import make_inputs, repeat_companions
-from operators.models.layout import read_layout
-from operators.schema import TEXT
-from operators.tokenization import Tokenizer
+from operators.schema import documents_schema
 from pipeline.ledger.books import totals
 from pipeline.ledger.pieces import Span, Todo
 from pipeline.ledger.records import Record, span_identity
 from pipeline.notes import changes, notes, removed
 from pipeline.planning import Plan
+from pipeline.preparing import Preparer
 from pipeline.source.reading import read_span
 
 _SAMPLE_SPANS = 8
@@ -48,7 +46,8 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "precision": f"{plan.precision} ({plan.reasons['precision']})",
         "tokens_per_pack": plan.recipe.tokens_per_pack,
         "windows": {
-            name: f"{m.view.windowing.capacity} body tokens, overlap {m.view.windowing.overlap}"
+            name: f"{m.view.windowing.capacity - m.beside} body tokens, overlap {m.view.windowing.overlap}"
+            + (", less those of each document's second text" if m.head.companion and m.head.companion.column else "")
             for name, m in plan.models.items()
         },
         "estimate": _tokens(plan),
@@ -76,32 +75,31 @@ def _rows(plan: Plan) -> str:
 
 
 def _tokens(plan: Plan) -> dict[str, Any]:
-    """Tokens and windows: of recorded pieces as counted, of the spans to do for the first task, scaled up from a sample."""
+    """Tokens and windows over all passes: of recorded pieces as counted, of the spans to do scaled up from a sample."""
     spans = [t.span for t in plan.todos if not t.span.unreadable and t.span.rows != 0]
     samples = [_sample(plan, span) for span in _spread(spans)]
-    texts = [chunk for sample, _ in samples for chunk in sample.chunks]
     covered = sum(weight for _, weight in samples)
-    model = next(iter(plan.models.values()))
-    layout = read_layout(model.repository.path)
-    tokenizer = Tokenizer(layout.transformer_dir, prompt=model.head.prompt, lowercase=layout.do_lower_case)
-    documents = tokenizer.tokenize(pa.chunked_array(texts, pa.large_string()).combine_chunks())
-    # Second texts that are the same for all documents; those in columns are not read for an estimate.
-    fixed = model.head.companion.texts if model.head.companion else ()
-    ids = tokenizer.tokenize(pa.array(fixed, pa.large_string()))
-    beside = np.split(ids.ids, ids.bounds[1:-1])
-    n_documents = len(documents.lengths)
-    companions = repeat_companions(beside, n_documents, first=False) if fixed else None
-    inputs = make_inputs(documents, model.view.windowing, companions)
-    frame = tokenizer.pair_frame() if model.head.companion else tokenizer.frame
     scale = sum(s.weight for s in spans) / covered if covered else 0.0
-    tokens = int((inputs.sizes + frame.size).sum() * scale)
+    preparer = Preparer(plan.recipe)
+    documents, tokens, segments, packs = 0, 0, 0, 0
+    read = pa.concat_tables([table for table, _ in samples]) if samples else None
+    if read is not None:
+        unfit = preparer.unfit(read)
+        read, _ = preparer.prepare(read.filter(pa.array(~np.isin(np.arange(read.num_rows), list(unfit)))))
+        documents = read.num_rows
+        for share in plan.recipe.passes:
+            inputs = preparer.inputs(read, share.view)
+            of_pass = int((inputs.sizes + preparer.frame(share.view).size).sum() * scale)
+            tokens += of_pass
+            segments += int(len(inputs.sizes) * scale)
+            packs += -(-of_pass // plan.recipe.tokens_per_pack)
     done = totals(_recorded(plan)).statistics
     return {
-        "sample_documents": n_documents,
+        "sample_documents": documents,
         "tokens": tokens + int(done.get("tokens", 0)),
-        "segments": int(len(inputs.sizes) * scale) + int(done.get("segments", 0)),
+        "segments": segments + int(done.get("segments", 0)),
         "tokens_to_do": tokens,
-        "packs_to_do": -(-tokens // plan.recipe.tokens_per_pack),
+        "packs_to_do": packs,
     }
 
 
@@ -111,8 +109,8 @@ def _spread(spans: list[Span]) -> list[Span]:
     return spans[::step][:_SAMPLE_SPANS]
 
 
-def _sample(plan: Plan, span: Span) -> tuple[pa.ChunkedArray, float]:
-    """Texts at the beginning of a span, and how much of its weight they stand for."""
+def _sample(plan: Plan, span: Span) -> tuple[pa.Table, float]:
+    """Documents at the beginning of a span, and how much of its weight they stand for."""
     if span.rows is not None:
         rows = min(span.rows, _SAMPLE_ROWS)
         part = replace(span, stop=span.start + rows, rows=rows)
@@ -120,5 +118,5 @@ def _sample(plan: Plan, span: Span) -> tuple[pa.ChunkedArray, float]:
         part = replace(span, piece_bytes=min(span.piece_bytes, _SAMPLE_BYTES))
     for piece in islice(read_span(Todo(part), plan.recipe.read), 1):
         share = piece.rows_in / span.rows if span.rows else min(1.0, (piece.stop - piece.start) / max(1, span.weight))
-        return piece.documents[TEXT], span.weight * share
-    return pa.chunked_array([], pa.large_string()), 0.0
+        return piece.documents, span.weight * share
+    return documents_schema(plan.recipe.read.keep).empty_table(), 0.0

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from pipeline.config import Config
 from pipeline.errors import Held, Incomplete
-from pipeline.holding import hold
+from pipeline.holding import hold, published_pieces
 from pipeline.ledger.books import close
 from pipeline.ledger.publish import Commit, publish
 from pipeline.ledger.records import Record
@@ -123,11 +123,13 @@ def settle(plan: Plan, work: Work) -> tuple[list[Record], Commit]:
 
 def _gate(plan: Plan, closed: list[Record]) -> None:
     """Hold the run back where new pieces are too far from the reference; Held says how to publish them all the same."""
-    before = {r.piece for r in plan.base_records} if plan.base and plan.base.generation == plan.generation else set()
-    found = findings(r for r in closed if r.piece not in before)
+    found = findings(closed)
+    if all(f.within(plan.recipe.tolerance) for f in found.values()):
+        return
+    accepted = published_pieces(plan.recipe.store, plan.base, plan.generation)
     wrong = [
         f"task {task}: {f.apart} of {f.documents} documents are apart from the reference (mean similarity {f.similarity:.6f})"
-        for task, f in found.items()
+        for task, f in findings(r for r in closed if r.piece not in accepted).items()
         if not f.within(plan.recipe.tolerance)
     ]
     if not wrong:
@@ -141,8 +143,8 @@ def _gate(plan: Plan, closed: list[Record]) -> None:
         why="; ".join(wrong),
     )
     raise Held(
-        f"{'; '.join(wrong)}. A document is apart below a similarity of {tolerance.similarity}, and a share of {tolerance.apart} "
-        f"may be. Nothing is published; `tidemill publish {output.path} --accept {run_id}` publishes what is recorded",
+        f"{'; '.join(wrong)}. A share of {tolerance.apart} may be; how near each must be was settled when it was encoded. "
+        f"Nothing is published; `tidemill publish {output.path} --accept {run_id}` publishes what is recorded",
         run_id,
     )
 

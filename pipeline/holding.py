@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import ConfigError, TidemillError
-from pipeline.ledger.publish import Commit, Draft, publish
+from pipeline.errors import ConfigError, Fenced, TidemillError
+from pipeline.ledger.publish import Commit, Draft, head, manifest_records, publish, read_commit
 from pipeline.ledger.records import read_records
-from pipeline.ledger.store import Store, open_store
-from pipeline.table import count_duplicate_ids
+from pipeline.ledger.store import Store
+from pipeline.table import count_duplicate_ids, open_checked
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,18 @@ def hold(store: Store, draft: Draft, *, has_ids: bool, single_writer: bool, why:
 def accept(path: str, run_id: str, storage_options: dict[str, Any]) -> Commit:
     """Publish a held run of the table at `path`; nothing is encoded again.
 
-    ConfigError where the run is not held, Fenced where another generation was committed since it began."""
-    held = _read(open_store(path, storage_options, True), path, run_id)
-    store = open_store(path, storage_options, held.single_writer)
+    The version that holds its pieces already, where there is one. ConfigError where the run is not held, Fenced where another
+    version was committed since it began."""
+    held = _read(open_checked(path, storage_options), path, run_id)
+    store = open_checked(path, storage_options, single_writer=held.single_writer)
+    current = head(store)
+    if current and current.version > held.draft["base"]:
+        if set(held.pieces) <= {r.piece for r in manifest_records(store, current)}:
+            return current
+        raise Fenced(
+            f"version {current.version} was committed by run {current.run_id} after run {run_id} began, which may have seen "
+            "older shards; nothing is published. Run the job again: what is recorded is not encoded again"
+        )
     recorded = read_records(store, held.draft["generation"])
     missing = [piece for piece in held.pieces if piece not in recorded]
     if missing:
@@ -51,6 +60,19 @@ def accept(path: str, run_id: str, storage_options: dict[str, Any]) -> Commit:
     records = [recorded[piece] for piece in held.pieces]
     draft = Draft(**{**held.draft, "records": records, "shards": frozenset(held.draft["shards"])})
     return publish(store, draft, count_duplicates=lambda final: count_duplicate_ids(store, final) if held.has_ids else 0)
+
+
+def published_pieces(store: Store, newest: Commit | None, generation: str) -> set[str]:
+    """Pieces of a generation that stood in any version so far: they were within tolerance, or accepted."""
+    pieces: set[str] = set()
+    for version in range(1, newest.version + 1 if newest else 1):
+        try:
+            commit = read_commit(store, version)
+        except FileNotFoundError:  # removed as too old
+            continue
+        if commit.generation == generation:
+            pieces |= {r.piece for r in manifest_records(store, commit)}
+    return pieces
 
 
 def _read(store: Store, path: str, run_id: str) -> _Held:
@@ -62,6 +84,10 @@ def _read(store: Store, path: str, run_id: str) -> _Held:
         ) from None
     except ValidationError as error:
         raise TidemillError(f"{_key(run_id)} cannot be read: {error.error_count()} fields are wrong; run the job again") from None
+    except TidemillError:
+        raise
+    except Exception as error:  # each store's library raises its own
+        raise ConfigError(f"cannot read the store: {type(error).__name__}; check path and credentials", field="output") from error
 
 
 def _key(run_id: str) -> str:

@@ -11,12 +11,15 @@ from operators.encoding import Head
 from operators.inputs import Companion
 from operators.models.layout import Layout, read_layout
 from operators.models.repository import Repository, resolve
+from operators.schema import ID, ROW, SHARD
 from operators.segmentation import Windowing, resolve_overlap
 from operators.tokenization import Tokenizer
 from pipeline.config import Config, Segments, Task
 from pipeline.errors import ConfigError
 from pipeline.recipe import ModelRecipe, Tokenization, View
 from pipeline.source.types import parse_type
+
+_RESERVED = (SHARD, ROW, ID)
 
 _DEFAULT_WINDOW = 512
 """Tokens of a window where neither the model's nor the tokenizer's files declare a limit."""
@@ -31,6 +34,8 @@ class Model:
     head: Head
     recipe: ModelRecipe
     view: View
+    beside: int
+    """Tokens of the longest second text that stands beside every document."""
     notes: tuple[str, ...]
 
 
@@ -47,18 +52,21 @@ def check_model(config: Config, name: str, task: Task) -> Model:
     except ValueError as error:
         raise ConfigError(str(error), field=f"tasks.{name}") from error
     where = f"tasks.{name}.segments" if task.segments else "segments"
+    if not tokenizer.frame.size:
+        raise ConfigError("the tokenizer puts no special token around a text; choose a model that has one", field=f"tasks.{name}")
     try:
         frame = tokenizer.pair_frame() if head.companion else tokenizer.frame
     except ValueError as error:
         raise ConfigError(str(error), field=f"tasks.{name}.model") from error
-    taken = frame.size + _longest(tokenizer, head.companion)
+    beside = _longest(tokenizer, head.companion)
+    taken = frame.size + beside
     windowing, notes = _windowing(task.segments or config.segments, layout, tokenizer.model_max_length, taken, where)
-    windowing = replace(windowing, capacity=windowing.capacity + taken - frame.size, style=head.windows)
+    windowing = replace(windowing, capacity=windowing.capacity + beside, style=head.windows)
     padded = importlib.import_module(f"operators.encoders.{config.runtime.backend}").why_padded(layout)
     notes += (f"tasks.{name}: {padded}",) if padded else ()
     model = ModelRecipe(task.model, repository.revision or task.revision)
     view = View(Tokenization(model, head.prompt, tokenizer.fingerprint), windowing, head.companion)
-    return Model(repository, layout, head, model, view, notes)
+    return Model(repository, layout, head, model, view, beside, notes)
 
 
 def share(models: dict[str, Model]) -> dict[str, Model]:
@@ -76,6 +84,8 @@ def head_columns(config: Config, models: dict[str, Model]) -> dict[str, str]:
     columns: dict[str, str] = {}
     for name, model in models.items():
         for column, type_ in model.head.columns.items():
+            if column in _RESERVED or column.startswith("__"):
+                raise ConfigError(f"a head cannot read column {column!r}, whose name is taken; rename it", field=f"tasks.{name}")
             spelled = columns.get(column) or config.input.keep.get(column) or str(type_)
             if parse_type(spelled) != type_:
                 raise ConfigError(
@@ -85,6 +95,12 @@ def head_columns(config: Config, models: dict[str, Model]) -> dict[str, str]:
                 )
             columns[column] = spelled
     return columns
+
+
+def head_fields(config: Config, models: dict[str, Model]) -> dict[str, str]:
+    """Where the config names the columns that heads read and that are not kept, for errors about them."""
+    columns = {column: f"tasks.{name}" for name, model in models.items() for column in model.head.columns}
+    return {column: field for column, field in columns.items() if column not in config.input.keep}
 
 
 def _longest(tokenizer: Tokenizer, companion: Companion | None) -> int:

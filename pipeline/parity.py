@@ -18,6 +18,7 @@ from operators.encoders import torch as reference
 from operators.encoding import Encode, Encoder
 from operators.models.layout import read_layout
 from operators.models.repository import resolve
+from operators.tokenization import Tokenizer
 from pipeline.ledger.records import Record
 from pipeline.preparing import Preparer
 from pipeline.recipe import ModelRecipe, Pass, Recipe, Tolerance, make_heads
@@ -32,8 +33,8 @@ class Finding:
 
     documents: int
     apart: int
-    similarity: float
-    """Mean over the documents: cosine of vectors, share of labels, entities or answers that agree."""
+    similarity: float | None
+    """Mean over the documents: cosine of vectors, share of labels, entities or answers that agree; None without documents."""
 
     def within(self, tolerance: Tolerance) -> bool:
         """Whether the task may be published."""
@@ -52,13 +53,16 @@ class Parity:
             layout = read_layout(resolve(share.model.source, share.model.revision).path)
             if share.model not in encoders:
                 encoders[share.model] = reference.load(layout, recipe.device, "fp32", padded=True)
-            encode = Encode(encoders[share.model], make_heads(share, layout), preparer.frame(share.view), _BUDGET)
+            # The frame too is made anew, from the model's own tokenizer.
+            tokenizer = Tokenizer(layout.transformer_dir, prompt=share.view.tokenization.prompt, lowercase=layout.do_lower_case)
+            frame = tokenizer.pair_frame() if share.view.companion else tokenizer.frame
+            encode = Encode(encoders[share.model], make_heads(share, layout), frame, _BUDGET)
             self._passes.append((share, encode))
 
-    def compare(self, documents: pa.Table, results: dict[str, pa.Array], failed: Iterable[int]) -> dict[str, float]:
-        """Statistics of a sample of prepared `documents`, whose `results` are by task; rows in `failed` are left out."""
+    def compare(self, documents: pa.Table, results: dict[str, pa.Array], failed: Iterable[int], size: int) -> dict[str, float]:
+        """Statistics of `size` of the prepared `documents`, whose `results` are by task; rows in `failed` are left out."""
         good = np.setdiff1d(np.arange(documents.num_rows), list(failed))
-        chosen = pa.array(good[np.unique(np.linspace(0, len(good) - 1, min(self._recipe.parity_sample, len(good))).astype(int))])
+        chosen = pa.array(good[np.unique(np.linspace(0, len(good) - 1, min(size, len(good))).astype(int))])
         statistics: dict[str, float] = {}
         for share, encode in self._passes:
             encoded = encode(self._preparer.inputs(documents.take(chosen), share.view))
@@ -78,8 +82,9 @@ def findings(records: Iterable[Record]) -> dict[str, Finding]:
     for record in records:
         for name, value in record.statistics.items():
             if name.startswith("parity:"):
-                _, task, kind = name.split(":", 2)
+                task, _, kind = name.removeprefix("parity:").rpartition(":")
                 sums[task][kind] += value
     return {
-        task: Finding(int(s["documents"]), int(s["apart"]), s["similarity"] / max(1, s["documents"])) for task, s in sums.items()
+        task: Finding(int(s["documents"]), int(s["apart"]), s["similarity"] / s["documents"] if s["documents"] else None)
+        for task, s in sums.items()
     }

@@ -26,7 +26,7 @@ from pipeline.ledger.pieces import Shard, Span, Todo
 from pipeline.ledger.publish import Commit, Draft, commit_schema, encode_schema, head, manifest_records
 from pipeline.ledger.records import Record, find_work, read_records
 from pipeline.ledger.store import Store, open_store
-from pipeline.models import Model, check_model, head_columns, share
+from pipeline.models import Model, check_model, head_columns, head_fields, share
 from pipeline.placement import Placement, Wish
 from pipeline.recipe import Recipe, TaskRecipe, Tolerance
 from pipeline.source.listing import Listing, list_shards
@@ -67,15 +67,15 @@ class Plan:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all models' weights on disk."""
-        return sum({m.repository.path: m.repository.weights_bytes for m in self.models.values()}.values())
+        """Bytes of all models' weights that a worker holds, as they are on disk; with the parity test also the reference's."""
+        weights = sum({m.repository.path: m.repository.weights_bytes for m in self.models.values()}.values())
+        return 2 * weights if self.config.runtime.parity_sample else weights
 
     def place(self, engine: ModuleType) -> Placement:
         """Workers and their resources on `engine`, which is started for it."""
         runtime = self.config.runtime
         pieces = sum(max(1, t.span.weight // t.span.piece_bytes) if t.span.rows is None else 1 for t in self.todos)
-        weights = self.weights_bytes * (2 if runtime.parity_sample else 1)  # the reference stands beside the encoder
-        wish = Wish(runtime.workers, runtime.stages, weights, len(self.todos), pieces)
+        wish = Wish(runtime.workers, runtime.stages, self.weights_bytes, len(self.todos), pieces)
         placement: Placement = engine.placement(self.device.kind, wish)
         return placement
 
@@ -90,15 +90,16 @@ def make_plan(config: Config) -> Plan:
     precision = _precision(config, models, device, base, reasons)
     _check_limit(config, base)
     listing = list_shards(config.input, config.output.path)
-    pins = Pins(base.pins.get("piece_bytes"), commit_schema(base)) if base else Pins()
+    pins = Pins(base.pins.get("piece_bytes"), sink.kept_schema(commit_schema(base))) if base else Pins()
     settings = config.input.model_copy(update={"keep": config.input.keep | columns})
-    source = plan_source(settings, listing, pins, _settled(base, records, config.input.limit))
+    fields = head_fields(config, models)
+    source = plan_source(settings, listing, pins, _settled(base, records, config.input.limit), fields)
     schema = _schema(config, models, source)
     fingerprint = _fingerprint(config, models, precision, schema)
     generation = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     if base and generation != base.generation:
         # Everything is done again, so every shard is opened again.
-        source = plan_source(settings, listing, pins, {})
+        source = plan_source(settings, listing, pins, {}, fields)
     current = {r.piece: r for r in records} if base and base.generation == generation else {}
     known = {**current, **read_records(store, generation, set(current))}
     todos = sorted(find_work(source.spans, known), key=lambda t: -t.span.weight)
@@ -120,7 +121,8 @@ def make_plan(config: Config) -> Plan:
         backend=config.runtime.backend,
         tokens_per_pack=_budget(config, device),
         max_restarts=config.runtime.max_restarts,
-        parity_sample=-(-config.runtime.parity_sample // max(1, len(todos))),
+        parity_sample=config.runtime.parity_sample,
+        weight=sum(todo.span.weight for todo in todos),
         tolerance=_tolerance(config, precision),
     )
     return Plan(

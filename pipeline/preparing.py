@@ -50,7 +50,11 @@ class Preparer:
             if not pa.types.is_list(column.type):
                 continue
             holes = np.zeros(len(column), bool)
-            holes[pc.list_parent_indices(column).filter(column.flatten().is_null()).to_numpy()] = True
+            items, parents = column.flatten(), pc.list_parent_indices(column)
+            holes[parents.filter(items.is_null()).to_numpy()] = True
+            if pa.types.is_list(items.type):
+                inner = pc.list_parent_indices(items).filter(items.flatten().is_null())
+                holes[parents.take(inner).to_numpy()] = True
             for row in np.flatnonzero(holes).tolist():
                 reasons.setdefault(row, ("bad_value", f"column {name!r} holds a null in its list, and a task reads it"))
             if any(view.companion and view.companion.column == name for view in self._recipe.views):

@@ -97,9 +97,11 @@ class Recipe:
     backend: str
     tokens_per_pack: int
     max_restarts: int
-    parity_sample: int = 0
-    """Documents of each span that are compared with the reference."""
-    tolerance: Tolerance = Tolerance(0.999, 0.0)
+    parity_sample: int
+    """Documents that are compared with the reference, in all."""
+    weight: int
+    """Of all spans with work left: bytes of text."""
+    tolerance: Tolerance
 
     @property
     def tokenizations(self) -> tuple[Tokenization, ...]:
@@ -118,6 +120,10 @@ class Recipe:
         return tuple(
             Pass(model, view, tuple(t for t in self.tasks if (t.model, t.view) == (model, view))) for model, view in shared
         )
+
+    def sample_of(self, weight: int) -> int:
+        """Documents of a span of this weight that are compared with the reference: its share of the sample, rounded up."""
+        return -(-self.parity_sample * max(1, weight) // max(1, self.weight))
 
     @property
     def _stop_key(self) -> str:

@@ -73,7 +73,7 @@ def _name(predicted: pa.DataType, gold: pa.DataType) -> str | None:
     if "answer" in fields:
         return "answers"
     if in_list:
-        return "entities" if {"start", "end", "label"} <= fields else None
+        return "entities" if {"start", "end", "label", "text"} <= fields else None
     if "label" in fields:
         return "regression" if is_number(gold) else "classification"
     if pat.is_floating(predicted):

@@ -24,6 +24,11 @@ def output_schema(keep: pa.Schema, tasks: dict[str, pa.DataType], own_counts: li
     return pa.schema([*fields, *(pa.field(name, type_) for name, type_ in tasks.items())])
 
 
+def kept_schema(table: pa.Schema) -> pa.Schema:
+    """The kept columns of an `output_schema`."""
+    return pa.schema([table.field(i) for i in range(2, table.get_field_index(ID))])
+
+
 def _counts(prefix: str) -> list[pa.Field]:
     types = {N_TOKENS: pa.int32(), N_SEGMENTS: pa.int32(), TRUNCATED: pa.bool_()}
     return [pa.field(prefix + name, type_, nullable=False) for name, type_ in types.items()]

@@ -23,7 +23,7 @@ from operators.devices import set_threads
 from operators.encoding import Encode, Encoder
 from operators.models.layout import read_layout
 from operators.models.repository import resolve
-from operators.schema import ID, N_SEGMENTS, N_TOKENS, ROW, SHARD, TEXT, TRUNCATED
+from operators.schema import COUNTS, ID, N_TOKENS, ROW, SHARD, TEXT, TRUNCATED
 from pipeline import batch as wire
 from pipeline import quarantine, sink
 from pipeline.batch import Batch
@@ -103,7 +103,7 @@ class Stages:
                     return
                 # Another run, or an attempt of ours that died after its record, may have settled the piece meanwhile.
                 record = read_record(self._recipe.store, self._recipe.generation, batch.id)
-                yield Outcome(where, record) if record else batch
+                yield Outcome(where, record) if record else replace(batch, statistics={**batch.statistics, "reads": 1})
         except Exception as error:  # noqa: BLE001 -- a piece that fails is left without record and named at the end (exit 3)
             yield Outcome(where, error=_describe(error))
 
@@ -137,7 +137,7 @@ class Stages:
         batch = _set_aside(batch, self._preparer.unfit(batch.documents))
         text_bytes = pc.sum(pc.binary_length(batch.documents[TEXT])).as_py() or 0
         documents, too_long = self._preparer.prepare(batch.documents)
-        counts = {"text_bytes": text_bytes, "reads": 1, "tokenizations": len(self._recipe.tokenizations)}
+        counts = {"text_bytes": text_bytes, "tokenizations": len(self._recipe.tokenizations)}
         return _set_aside(replace(batch, documents=documents, statistics={**batch.statistics, **counts}), too_long)
 
     def _encode(self, batch: Batch) -> Batch:
@@ -145,7 +145,7 @@ class Stages:
             raise RuntimeError("load() comes before encode()")
         results: dict[str, pa.Array] = {}
         failed: dict[int, tuple[str, str]] = {}
-        statistics = {**batch.statistics, "encoder_passes": len(self._passes)}
+        statistics = dict(batch.statistics)
         started = time.perf_counter()
         with self._one_at_a_time:
             waited = time.perf_counter()
@@ -157,27 +157,28 @@ class Stages:
                 for row, failure in encoded.failed.items():
                     reason = f"task_failed:{failure.task}" if failure.reason == "task_failed" else failure.reason
                     failed.setdefault(row, (reason, failure.detail))
-                for name, value in encoded.statistics.items():
+                for name, value in {**encoded.statistics, "encoder_passes": 1}.items():
                     statistics[name] = statistics.get(name, 0) + value
             statistics["encode_seconds"] = time.perf_counter() - waited
             statistics["wait_seconds"] = waited - started
             if self._parity and batch.index == 0:
-                statistics |= self._parity.compare(batch.documents, results, failed)
+                statistics |= self._parity.compare(batch.documents, results, failed, self._recipe.sample_of(batch.span.weight))
         documents = batch.documents
         for name, values in results.items():
-            documents = documents.append_column(name, values)
+            documents = documents.append_column(f"__result_{name}", values)
         batch = _set_aside(replace(batch, documents=documents, statistics=statistics), failed)
         return replace(batch, documents=self._output(batch))
 
     def _output(self, batch: Batch) -> pa.Table:
         """The columns of the output table, in its order and with its exact types."""
-        documents = batch.documents
-        names = {SHARD: sink.shard_column(batch.span.shard.key, documents.num_rows)}
-        for count in (N_TOKENS, N_SEGMENTS, TRUNCATED):
-            names[count] = documents[count_column(0, count)]
-            for task in self._recipe.tasks:
-                names[f"{task.name}_{count}"] = documents[count_column(self._recipe.views.index(task.view), count)]
-        columns = [names[f.name] if f.name in names else documents[f.name] for f in self._recipe.schema]
+        documents, views = batch.documents, self._recipe.views
+        made = {SHARD: sink.shard_column(batch.span.shard.key, documents.num_rows)}
+        for task in self._recipe.tasks:
+            made[task.name] = documents[f"__result_{task.name}"]
+            if task.view != views[0]:
+                made |= {f"{task.name}_{count}": documents[count_column(views.index(task.view), count)] for count in COUNTS}
+        made |= {count: documents[count_column(0, count)] for count in COUNTS}
+        columns = [made[f.name] if f.name in made else documents[f.name] for f in self._recipe.schema]
         return pa.table(
             [c.cast(f.type) if c.type != f.type else c for c, f in zip(columns, self._recipe.schema, strict=True)],
             schema=self._recipe.schema,

@@ -25,12 +25,8 @@ _READERS = 16
 
 def open_table(path: str, storage_options: dict[str, Any] | None = None, version: int | None = None) -> tuple[Store, Commit]:
     """The store and the commit (the newest, or `version`) of the table at `path`; ConfigError where there is none."""
+    store = open_checked(path, storage_options or {})
     try:
-        check_url(path)
-    except ValueError as error:
-        raise ConfigError(str(error), field="output") from error
-    try:
-        store = open_store(path, storage_options or {}, True)
         commit = head(store) if version is None else read_commit(store, version)
     except FileNotFoundError:
         commit = None
@@ -42,6 +38,22 @@ def open_table(path: str, storage_options: dict[str, Any] | None = None, version
         which = "no committed table" if version is None else f"no version {version} of a table"
         raise ConfigError(f"there is {which} at {path!r}; give the output.path of a job that has run", field="output")
     return store, commit
+
+
+def open_checked(path: str, storage_options: dict[str, Any], *, single_writer: bool = True) -> Store:
+    """The store at a path that a user gave; ConfigError where it is no allowed URL, or where the store cannot be opened.
+
+    `single_writer`: as `output.single_writer`; what only reads may promise it."""
+    try:
+        check_url(path)
+    except ValueError as error:
+        raise ConfigError(str(error), field="output") from error
+    try:
+        return open_store(path, storage_options, single_writer)
+    except TidemillError:
+        raise
+    except Exception as error:  # each store's library raises its own
+        raise ConfigError(f"cannot open the store: {type(error).__name__}; check path and credentials", field="output") from error
 
 
 def committed_files(store: Store, commit: Commit, *, of_quarantine: bool = False) -> list[str]:

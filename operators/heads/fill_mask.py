@@ -116,9 +116,12 @@ class Head(encoding.Head):
 
 
 def _target_ids(targets: tuple[str, ...], tokenizer: Tokenizer) -> list[int]:
-    """The ids of `targets`, each once. ValueError where one is not a single token."""
+    """The ids of `targets`, each once. ValueError where one is not a single token of a text."""
     tokens = tokenizer.tokenize(pa.array(targets, pa.large_string()))
     for target, length in zip(targets, tokens.lengths.tolist(), strict=True):
         if length != 1:
             raise ValueError(f"targets: the tokenizer makes {length} tokens of {target!r}; a mask stands for one token")
+    for target, id_ in zip(targets, tokens.ids.tolist(), strict=True):
+        if id_ in tokenizer.special_ids:
+            raise ValueError(f"targets: {target!r} is {tokenizer.token(id_)!r} to the tokenizer; choose a word that it knows")
     return [int(id_) for id_ in np.unique(tokens.ids)]

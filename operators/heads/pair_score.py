@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from operators import aggregation
 from operators.aggregation import Floats
 from operators.inputs import Companion, Inputs
-from operators.labels import WindowHead, sigmoid
+from operators.labels import WindowHead, nearness, sigmoid
 from operators.models.files import read_json
 from operators.models.layout import Layout
 
@@ -58,10 +57,8 @@ class Head(WindowHead):
         return pa.array(sigmoid(logits) if self._sigmoid else logits)
 
     def similarity(self, values: pa.Array, reference: pa.Array) -> Floats:
-        """float32 [D]: 1 - |difference|, 0 at least."""
-        mine, theirs = (column.to_numpy(zero_copy_only=False) for column in (values, reference))
-        near: Floats = (1 - np.abs(mine - theirs)).clip(min=0)
-        return near
+        """float32 [D]: `operators.labels.nearness` of the scores."""
+        return nearness(*(column.to_numpy(zero_copy_only=False) for column in (values, reference)))
 
 
 def _activation(layout: Layout, config: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from operators.labels import (
     WindowHead,
     agreement,
     labels_above,
+    nearness,
     one_label,
     score_lists,
     scores_of,
@@ -86,12 +87,12 @@ class Head(WindowHead):
         return structs(self._labelled(documents))
 
     def similarity(self, values: pa.Array, reference: pa.Array) -> Floats:
-        """float32 [D]: 1 where the labels agree, else 0; 1 - |difference| for a regression. The mean over windows where each has
+        """float32 [D]: 1 where the labels agree, else 0; `nearness` for a regression. The mean over windows where each has
         its own."""
         listed = self._config.aggregate == "none"
         mine, theirs = (scores_of(column.flatten() if listed else column, self.width) for column in (values, reference))
         if self._regression:
-            near: Floats = 1 - np.abs(mine - theirs).max(axis=1).clip(max=1)
+            near: Floats = nearness(mine, theirs).min(axis=1)
         else:
             near = agreement(mine, theirs, self._config.threshold if self._multi else None)
         if listed and len(values):

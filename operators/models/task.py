@@ -27,7 +27,6 @@ class TaskConfig:
     """`id2label`, in the order of the ids."""
     problem_type: str | None
     """regression, single_label_classification, multi_label_classification, or not said."""
-    function_to_apply: str | None
     raw: dict[str, Any]
     """The whole file."""
 
@@ -45,7 +44,6 @@ def read_task(layout: Layout, task: str) -> TaskConfig:
     return TaskConfig(
         tuple(str(labels[str(i)]) for i in range(len(labels))),
         config.get("problem_type"),
-        (config.get("task_specific_params") or {}).get("function_to_apply") or config.get("function_to_apply"),
         config,
     )
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -45,8 +46,11 @@ def _decode(line: bytes) -> object:
         return None
 
 
-def check_columns(settings: Input, footers: Mapping[Shard, Footer], samples: Sequence[Sample], *, whole: bool) -> None:
-    """ConfigError where no shard has the text or id column, none holds text in it, or a Parquet shard's cannot be read as such.
+def check_columns(
+    settings: Input, footers: Mapping[Shard, Footer], samples: Sequence[Sample], fields: Mapping[str, str], *, whole: bool
+) -> None:
+    """ConfigError where no shard has the text or id column or one that a task needs (column -> field in `fields`), none holds
+    text, or a Parquet shard's cannot be read as such.
 
     `whole`: all shards of the input were looked at; otherwise columns may be missing in the few new ones."""
     # A shard without any row or object that could be read says nothing about its columns.
@@ -57,8 +61,9 @@ def check_columns(settings: Input, footers: Mapping[Shard, Footer], samples: Seq
     if not seen or not whole:
         return
     columns = sorted(set().union(*seen))
-    for name, where in ((settings.text, "input.text"), (settings.id, "input.id")):
-        if name is not None and name not in columns:
+    folders = set().union(*(partitions(shard) for shard in [*footers, *(sample.shard for sample in samples)]))
+    for name, where in ((settings.text, "input.text"), (settings.id, "input.id"), *fields.items()):
+        if name is not None and name not in columns and not (name in fields and name in folders):
             raise ConfigError(
                 f"no shard has a column {name!r}{did_you_mean(name, columns)}; there are: {_some(columns)}", field=where
             )
@@ -89,17 +94,23 @@ def _check_id(name: str, type_: pa.DataType, where: str) -> None:
         )
 
 
-def pin_types(settings: Input, footers: Mapping[Shard, Footer], samples: Sequence[Sample], table: pa.Schema | None) -> pa.Schema:
+def pin_types(
+    settings: Input,
+    footers: Mapping[Shard, Footer],
+    samples: Sequence[Sample],
+    table: pa.Schema | None,
+    fields: Mapping[str, str] = MappingProxyType({}),
+) -> pa.Schema:
     """The kept columns with their types: as the config spells them, else as the committed table has them, else as found.
 
     ConfigError where a column is in no shard, or its types in two shards do not agree."""
     samples = [s for s in samples if s.objects]
-    fields = []
+    pinned_fields = []
     for name, spelled in settings.keep.items():
         try:
-            found = _Found(name, _parquet_types(name, footers), _json_values(name, samples))
+            found = _Found(name, fields.get(name, "input.keep"), _parquet_types(name, footers), _json_values(name, samples))
         except ValueError as error:
-            raise ConfigError(f"column {name!r}: {error}", field="input.keep") from error
+            raise ConfigError(f"column {name!r}: {error}", field=fields.get(name, "input.keep")) from error
         pinned = table.field(name).type if table is not None and name in table.names else None
         if not found and (footers or samples) and pinned is None and (spelled is None or not samples):
             raise _missing(name, footers, samples)
@@ -108,8 +119,8 @@ def pin_types(settings: Input, footers: Mapping[Shard, Footer], samples: Sequenc
             _check_spelled(found, type_)
         else:
             type_ = pinned or _agreed(found)
-        fields.append(pa.field(name, type_))
-    schema = pa.schema(fields)
+        pinned_fields.append(pa.field(name, type_))
+    schema = pa.schema(pinned_fields)
     if samples:
         check_readable(schema)
         if settings.id is not None and settings.id in schema.names:
@@ -122,6 +133,8 @@ class _Found:
     """What the opened shards hold in one column."""
 
     name: str
+    field: str
+    """Of the config, that names the column."""
     types: Mapping[Shard, pa.DataType]
     """In Parquet shards, and `string` where the column stands in the path."""
     values: Mapping[Shard, Sequence[Any]]
@@ -187,7 +200,7 @@ def _inferred(values: Iterable[Sequence[Any]]) -> pa.DataType | None:
     """The type of all these JSON values together, None where Arrow finds none."""
     try:
         return plain(pa.array([value for of_shard in values for value in of_shard]).type)
-    except (pa.ArrowInvalid, OverflowError, ValueError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError):
         return None
 
 
@@ -195,13 +208,13 @@ def _check_spelled(found: _Found, spelled: pa.DataType) -> None:
     for shard, type_ in found.types.items():
         if found.name not in partitions(shard) and not convertible(type_, spelled):
             raise ConfigError(
-                f"column {found.name!r} is {type_} in shard {shard.key}, which cannot become {spelled}", field="input.keep"
+                f"column {found.name!r} is {type_} in shard {shard.key}, which cannot become {spelled}", field=found.field
             )
     for shard, values in found.values.items():
         inferred = _inferred([values])
         if inferred is not None and found.name not in partitions(shard) and not convertible(inferred, spelled):
             raise ConfigError(
-                f"column {found.name!r} is {inferred} in shard {shard.key}, which cannot become {spelled}", field="input.keep"
+                f"column {found.name!r} is {inferred} in shard {shard.key}, which cannot become {spelled}", field=found.field
             )
 
 

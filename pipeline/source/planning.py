@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 import pyarrow as pa
@@ -63,11 +64,18 @@ class _Opened:
     unreadable: str | None = None
 
 
-def plan_source(settings: Input, listing: Listing, pins: Pins, settled: Mapping[tuple[str, str], list[Span]]) -> SourcePlan:
+def plan_source(
+    settings: Input,
+    listing: Listing,
+    pins: Pins,
+    settled: Mapping[tuple[str, str], list[Span]],
+    fields: Mapping[str, str] = MappingProxyType({}),
+) -> SourcePlan:
     """Open what has to be opened and cut all shards of `listing` into spans.
 
     `settled`: (key, version) -> spans of the shards that the committed table holds whole; they are taken as they are, and
-    not opened unless a kept column's type has to be found. ConfigError for columns that are missing or do not agree."""
+    not opened unless a kept column's type has to be found. `fields`: kept columns that tasks need, with the field that names
+    them. ConfigError for columns that are missing or do not agree."""
     known = {
         name
         for name, spelled in settings.keep.items()
@@ -79,8 +87,8 @@ def plan_source(settings: Input, listing: Listing, pins: Pins, settled: Mapping[
     opened = {o.shard: o for o in _open_parquet([s for s in new if format_of(s.url, settings.format) == "parquet"], settings)}
     footers = {o.shard: o.footer for o in opened.values() if o.footer is not None}
     samples = _sample([s for s in new if s not in opened], settings)
-    check_columns(settings, footers, samples, whole=not settled)
-    keep = pin_types(settings, footers, samples, pins.schema)
+    check_columns(settings, footers, samples, fields, whole=not settled)
+    keep = pin_types(settings, footers, samples, pins.schema, fields)
     piece_bytes = _piece_bytes(settings, pins, new, opened)
     spans: list[Span] = []
     for shard in listing.shards:

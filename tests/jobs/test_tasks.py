@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline import open_output
-from pipeline.config import from_dict
+from pipeline.config import Config, from_dict
+from pipeline.errors import ConfigError
+from pipeline.estimate import estimate
 from pipeline.flow import run
+from pipeline.planning import make_plan
 from tests.jobs.conftest import write_corpus
 from tests.tiny import tiny_sentence_transformer, tiny_task
 
@@ -53,18 +58,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def _job(folder: Path, output: str, tasks: dict[str, Any]) -> dict[str, Any]:
-    return run(
-        from_dict(
-            {
-                "input": {"path": str(folder / "in")},
-                "segments": {"overlap": 6},
-                "tasks": tasks,
-                "output": {"path": str(folder / output)},
-                "runtime": {"engine": "local", "device": "cpu"},
-            }
-        )
+def _config(folder: Path, output: str, tasks: dict[str, Any], **settings: Any) -> Config:
+    return from_dict(
+        {
+            "input": {"path": str(folder / "in"), **settings},
+            "segments": {"overlap": 6},
+            "tasks": tasks,
+            "output": {"path": str(folder / output)},
+            "runtime": {"engine": "local", "device": "cpu"},
+        }
     )
+
+
+def _job(folder: Path, output: str, tasks: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return run(_config(folder, output, tasks, **settings))
 
 
 def test_three_tasks_on_two_models_read_once_and_pass_twice(tmp_path: Path, models: dict[str, Path]) -> None:
@@ -126,3 +133,73 @@ def test_a_row_is_set_aside_with_the_name_of_the_task_that_failed(tmp_path: Path
     assert done["statistics"]["encoder_passes"] == done["pieces"]  # both heads share one pass
     assert done["books"]["quarantined"] == {"task_failed:half": rows}
     assert done["books"]["rows_out"] == 0
+
+
+def test_second_texts_keep_their_token_types_beside_a_tokenizer_without_them(tmp_path: Path) -> None:
+    # DistilBERT's tokenizer cuts texts as BERT's does, but knows no token types.
+    _write(tmp_path, [{"text": "the king of the sea", "other": "a dog"}])
+    pair = {
+        "head": "pair_score",
+        "model": str(tiny_task(tmp_path / "bert", "SequenceClassification", num_labels=1)),
+        "text_pair": "other",
+    }
+    vector = {"head": "embedding", "model": str(tiny_sentence_transformer(tmp_path / "distil", model_type="distilbert"))}
+    scores = []
+    for number, tasks in enumerate([{"pair": pair}, {"vector": vector, "pair": pair}, {"pair": pair, "vector": vector}]):
+        _job(tmp_path, str(number), tasks)
+        scores.append(open_output(str(tmp_path / str(number))).to_table()["pair"][0].as_py())
+    assert scores[1:] == pytest.approx([scores[0]] * 2, abs=1e-6)
+
+
+def test_a_task_may_have_the_name_of_the_column_that_its_head_reads(tmp_path: Path) -> None:
+    _write(tmp_path, [{"text": "the king", "choices": ["sea", "a dog"]}])
+    model = str(tiny_task(tmp_path / "model", "MultipleChoice"))
+    done = _job(tmp_path, "out", {"choices": {"head": "multiple_choice", "model": model, "choices": "choices"}})
+    assert done["books"]["rows_out"] == 1
+    assert open_output(str(tmp_path / "out")).to_table()["choices"][0].as_py()["choice"] in (0, 1)
+
+
+@pytest.mark.parametrize("column", ["id", "_row", "__text"])
+def test_columns_of_our_own_are_refused_to_heads(column: str, tmp_path: Path) -> None:
+    _write(tmp_path, [{"text": "the king"}])
+    model = str(tiny_task(tmp_path / "model", "QuestionAnswering"))
+    with pytest.raises(ConfigError, match="whose name is taken"):
+        _job(tmp_path, "out", {"answer": {"head": "question_answering", "model": model, "question_column": column}})
+
+
+def test_kept_columns_named_like_counts_stay_as_they_are(tmp_path: Path, models: dict[str, Path]) -> None:
+    _write(tmp_path, [{"text": "the king", "v_n_tokens": 999, "v_truncated": True}])
+    _job(tmp_path, "out", {"v": {"head": "embedding", "model": str(models["one"])}}, keep=["v_n_tokens", "v_truncated"])
+    row = open_output(str(tmp_path / "out")).to_table().drop_columns(["v"]).to_pylist()[0]
+    assert (row["v_n_tokens"], row["v_truncated"], row["n_tokens"], row["truncated"]) == (999, True, 2, False)
+
+
+def test_a_kept_column_may_have_the_name_of_a_former_task(tmp_path: Path, models: dict[str, Path]) -> None:
+    _write(tmp_path, [{"text": "the king", "label": "gold"}])
+    task = {"head": "sequence_classification", "model": str(models["classifier"])}
+    _job(tmp_path, "out", {"label": task})
+    assert _job(tmp_path, "out", {"topic": task}, keep=["label"])["books"]["quarantined"] == {}
+    assert open_output(str(tmp_path / "out")).to_table()["label"].to_pylist() == ["gold"]
+
+
+def test_a_column_that_no_jsonl_shard_has_is_refused_where_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "the king", "question": "who"}\n')
+    model = str(tiny_task(tmp_path / "model", "QuestionAnswering"))
+    with pytest.raises(ConfigError, match=r"tasks\.answer: no shard has a column 'questions'; did you mean 'question'"):
+        _job(tmp_path, "out", {"answer": {"head": "question_answering", "model": model, "question_column": "questions"}})
+
+
+def test_the_plan_counts_the_tokens_of_all_passes(tmp_path: Path, models: dict[str, Path]) -> None:
+    _write(tmp_path, [{"text": "the king of the sea " * n, "choices": ["sea"] * (1 + n % 3)} for n in range(20)])
+    choice = {"head": "multiple_choice", "model": str(tiny_task(tmp_path / "model", "MultipleChoice")), "choices": "choices"}
+    tasks = {"vector": {"head": "embedding", "model": str(models["one"])}, "choice": choice}
+    planned = estimate(make_plan(_config(tmp_path, "out", tasks)))["estimate"]
+    done = _job(tmp_path, "out", tasks)
+    assert planned["tokens_to_do"] == done["tokens"]
+    assert planned["segments"] == done["statistics"]["segments"]
+
+
+def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), folder / "in" / "a.parquet")
