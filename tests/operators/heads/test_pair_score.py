@@ -157,7 +157,7 @@ def test_the_column_of_second_texts_must_be_named(model: Path) -> None:
     assert dict(head.columns) == {"query": pa.string()}
 
 
-def test_similarity_is_one_less_the_difference(model: Path) -> None:
+def test_similarity_falls_with_the_square_of_the_difference(model: Path) -> None:
     head = Head(Config(text_pair="other"), read_layout(model))
     values, other = pa.array([0.5, 4.0], pa.float32()), pa.array([0.25, 9.0], pa.float32())
-    assert head.similarity(values, other).tolist() == [0.75, 0]
+    assert head.similarity(values, other).tolist() == pytest.approx([1 - 0.25**2 / 2, 1 - (5 / 9) ** 2 / 2])

@@ -212,7 +212,8 @@ def test_similarity_is_the_share_of_labels_that_agree(make: Callable[..., Path],
     mine, theirs = column(several, [[0.6, 0.4, 0.6], [0.6, 0.4, 0.6]]), column(several, [[0.7, 0.1, 0.5], [0.6, 0.4, 0.4]])
     assert several.similarity(mine, theirs).tolist() == [1, 0]
     value = Head(Config(aggregate=aggregate), read_layout(make(problem_type="regression", num_labels=1, id2label={0: "s"})))  # type: ignore[arg-type]
-    assert value.similarity(column(value, [[4.0], [1.5]]), column(value, [[3.75], [9.0]])).tolist() == [0.75, 0]
+    found = value.similarity(column(value, [[4.5], [1.5]]), column(value, [[4.0], [6.0]]))
+    assert found.tolist() == pytest.approx([1 - 0.125**2 / 2, 1 - 0.75**2 / 2])
 
 
 def test_similarity_of_windows_is_their_mean(model: Path, make_labeller: Labeller) -> None:
