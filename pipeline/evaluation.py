@@ -16,7 +16,7 @@ from operators.schema import ID
 from pipeline.errors import ConfigError
 from pipeline.gold import Gold, GoldFile, join, read
 from pipeline.scoring import choose, is_list_of, items, misfit
-from pipeline.source.types import is_string, plain
+from pipeline.source.types import is_number, is_string, plain
 from pipeline.table import open_output
 
 
@@ -77,7 +77,7 @@ def evaluate(rows: pa.Table, question: Question, file: GoldFile | None = None) -
         gold = Gold(_column(rows, question.gold), np.ones(len(rows), bool))
     else:
         gold = join(_column(rows, question.on), file, question.on)
-    if pat.is_fixed_size_list(predicted.type) and pat.is_floating(predicted.type.value_type):
+    if pat.is_fixed_size_list(predicted.type) and is_number(predicted.type.value_type):
         return _evaluate_vectors(predicted, _column(rows, question.on), gold, question)
     name, metric = choose(predicted.type, gold.values.type, question.task)
     wanted, given = metric.gold(gold.values), metric.predicted(predicted)

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from operators.encoding import Encoded
-from operators.heads.embedding import Config, Head
+from operators.heads.embedding import Config, Head, int8_range
 from operators.inputs import make_inputs
 from operators.models.layout import read_layout
 from operators.models.repository import resolve
@@ -126,6 +126,33 @@ def test_half_precision_output(make_model: MakeModel, make_embedder: MakeEmbedde
     assert half.head.type == pa.list_(pa.float16(), 32)
     assert half.run(SHORT).values["vector"].type == half.head.type
     np.testing.assert_array_equal(half.vectors(SHORT), full.vectors(SHORT).astype(np.float16))
+
+
+def test_int8_output_of_minilm(make_embedder: MakeEmbedder) -> None:
+    path = resolve(MINILM).path
+    whole, full = (make_embedder(path, dtype=dtype) for dtype in ("int8", "float32"))
+    texts = [*SHORT, _story(600)]
+    values = whole.run(texts).values["vector"]
+    scale = float(values.type.value_field.metadata[b"scale"])
+    assert values.type.value_type == pa.int8()
+    assert scale == int8_range(384) / 127
+    reference = full.vectors(texts)
+    numbers = values.flatten().to_numpy().reshape(reference.shape)
+    assert np.abs(numbers).max() < 127  # nothing was cut
+    np.testing.assert_allclose(numbers * scale, reference, rtol=0, atol=0.51 * scale)
+    cosine = (numbers * reference).sum(1) / np.linalg.norm(numbers, axis=1)
+    assert cosine.min() > 0.9995
+    # One text, one vector: whatever stands beside it.
+    assert whole.run(texts[3:4]).values["vector"][0].as_py() == values[3].as_py()
+    found = whole.head.similarity(values, full.run(texts).values["vector"])
+    np.testing.assert_allclose(found, cosine, rtol=0, atol=1e-5)
+
+
+def test_int8_is_refused_where_vectors_have_any_length(make_model: MakeModel) -> None:
+    layout = read_layout(make_model(normalize=False))
+    with pytest.raises(ValueError, match="int8 is for vectors of length 1"):
+        Head(Config(dtype="int8"), layout)
+    assert Head(Config(dtype="int8", normalize=True), layout).type.value_type == pa.int8()
 
 
 def _windows(n: int, capacity: int, overlap: int) -> list[tuple[int, int, int]]:
@@ -303,7 +330,14 @@ def test_what_does_not_fit_the_model_is_refused(settings: dict[str, Any], messag
 
 @pytest.mark.parametrize(
     "settings",
-    [{"prompt": "a: ", "prompt_name": "b"}, {"dim": 0}, {"dtype": "int8"}, {"normalize": "yes"}, {"dims": 3}, {"spans": "parts"}],
+    [
+        {"prompt": "a: ", "prompt_name": "b"},
+        {"dim": 0},
+        {"dtype": "uint8"},
+        {"normalize": "yes"},
+        {"dims": 3},
+        {"spans": "parts"},
+    ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
