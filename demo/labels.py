@@ -48,7 +48,9 @@ def news(rows: pa.Table) -> Table:
         first = row["found"][0]["start"] if row["found"] else 0
         start = texts[row["id"]].rfind("\n", 0, first) + 1
         size = f"{row['n_tokens']} tokens in {row['n_segments']} windows, {len(row['found'])} entities"
-        table.add_row(f"{row['id']}\n{size}", marked(texts[row["id"]], row["found"], start, start + _CHARACTERS) + " ...")
+        stop = start + _CHARACTERS
+        shown = f"{marked(texts[row['id']], row['found'], start, stop)} ...\n[dim]{names(row['found'], start, stop)}[/]"
+        table.add_row(f"{row['id']}\n{size}", shown)
     return table
 
 
@@ -64,6 +66,15 @@ def marked(text: str, entities: list[dict[str, Any]], at: int, stop: int) -> str
         parts += [escape(text[at : entity["start"]]), f"[{STYLES[entity['label']]}]{inside}[/]"]
         at = entity["end"]
     return "".join([*parts, escape(text[at:stop])])
+
+
+def names(entities: list[dict[str, Any]], start: int, stop: int) -> str:
+    """The entities between `start` and `stop` by label, as Rich markup; for screens without colours."""
+    found = {
+        label: dict.fromkeys(e["text"] for e in entities if e["label"] == label and start <= e["start"] < stop)
+        for label in STYLES
+    }
+    return escape("; ".join(f"{label}: {', '.join(texts)}" for label, texts in found.items() if texts))
 
 
 def reviews(rows: pa.Table) -> Table:
