@@ -41,7 +41,7 @@ def main() -> None:
 
 def news(rows: pa.Table) -> Table:
     """Three documents from the line of their first entity on, entities marked."""
-    texts = _texts("doc_id", pq.read_table(CORPUS / "news.parquet", columns=["doc_id", "text"]).to_pylist())
+    texts = _texts(pq.read_table(CORPUS / "news.parquet", columns=["doc_id", "text"]).to_pylist())
     marks = ", ".join(f"[{style}]{label}[/]" for label, style in STYLES.items())
     table = _table(f"\nEntities in news of People's Daily ({marks})")
     for row in rows.filter(pc.is_in(rows["id"], pa.array(list(texts)))).slice(0, 3).to_pylist():
@@ -80,7 +80,7 @@ def names(entities: list[dict[str, Any]], start: int, stop: int) -> str:
 def reviews(rows: pa.Table) -> Table:
     """The two surest reviews of each label."""
     with gzip.open(CORPUS / "reviews.jsonl.gz", "rt", encoding="utf-8") as file:
-        texts = _texts("doc_id", [json.loads(line) for line in file])
+        texts = _texts([json.loads(line) for line in file])
     table = _table("\nSentiment of reviews")
     for label in ("positive", "negative"):
         chosen = pc.and_(
@@ -103,8 +103,8 @@ def scores(path: str) -> Table:
     return table
 
 
-def _texts(key: str, documents: list[dict[str, Any]]) -> dict[str, str]:
-    return {str(document[key]): str(document["text"]) for document in documents}
+def _texts(documents: list[dict[str, Any]]) -> dict[str, str]:
+    return {str(document["doc_id"]): str(document["text"]) for document in documents}
 
 
 def _table(title: str) -> Table:

@@ -8,8 +8,6 @@ One thread and fixed seeds: about half an hour of one core. The model is written
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 from transformers import BertTokenizer, DebertaV2Config, DebertaV2ForTokenClassification
 
 from demo.people_daily import LABELS, Sentence, bio, joined, paragraphs, scores, spans, split
-from demo.training import Optimizer, batches, character_tokenizer
+from demo.training import Optimizer, arguments, batches, character_tokenizer, write_metrics
 
 OUT = Path(__file__).resolve().parent / "models/zh-ner"
 
@@ -155,16 +153,10 @@ def flat_parts() -> list[list[Sentence]]:
 
 def main() -> None:
     """Train, test, write."""
-    parser = argparse.ArgumentParser(description="Train the small Chinese model of named entities.")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--epochs", type=int, default=8)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    out, epochs = arguments("Train the small Chinese model of named entities.", OUT, 8)
     rows, dev, _ = flat_parts()
-    model, tokenizer = train(rows, dev, arguments.epochs, arguments.out)
-    metrics = json.dumps(report(model, tokenizer, arguments.epochs), indent=2)
-    print(metrics)
-    (arguments.out / "metrics.json").write_text(f"{metrics}\n", encoding="utf-8")
+    model, tokenizer = train(rows, dev, epochs, out)
+    write_metrics(out, report(model, tokenizer, epochs))
 
 
 if __name__ == "__main__":

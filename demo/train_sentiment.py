@@ -8,8 +8,6 @@ One thread and fixed seeds: a few minutes. The model is written after each epoch
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from demo.people_daily import package_path
-from demo.training import Optimizer, batches, character_tokenizer
+from demo.training import Optimizer, arguments, batches, character_tokenizer, write_metrics
 
 OUT = Path(__file__).resolve().parent / "models/zh-sentiment"
 
@@ -104,22 +102,16 @@ def evaluate(model: BertForSequenceClassification, tokenizer: BertTokenizer, row
 
 def main() -> None:
     """Train, test, write."""
-    parser = argparse.ArgumentParser(description="Train the small Chinese model of sentiment.")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--epochs", type=int, default=5)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    out, epochs = arguments("Train the small Chinese model of sentiment.", OUT, 5)
     rows, test = reviews()
-    model, tokenizer = train(rows, arguments.epochs, arguments.out)
+    model, tokenizer = train(rows, epochs, out)
     report = {
-        "command": f"python -m demo.train_sentiment --epochs {arguments.epochs}",
+        "command": f"python -m demo.train_sentiment --epochs {epochs}",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "reviews": {"train": len(rows), "test": len(test)},
         "test": evaluate(model, tokenizer, test),
     }
-    metrics = json.dumps(report, indent=2)
-    print(metrics)
-    (arguments.out / "metrics.json").write_text(f"{metrics}\n", encoding="utf-8")
+    write_metrics(out, report)
 
 
 if __name__ == "__main__":

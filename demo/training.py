@@ -1,10 +1,14 @@
-"""What the two training scripts share: a tokenizer of single characters, batches of like length, steps with a warm-up."""
+"""What both training scripts share: a character tokenizer, batches of like length, steps with a warm-up, the command line."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertTokenizer, PreTrainedModel
@@ -58,3 +62,20 @@ class Optimizer:
         self.adam.step()
         self.schedule.step()
         self.adam.zero_grad()
+
+
+def arguments(description: str, out: Path, epochs: int) -> tuple[Path, int]:
+    """The directory for the model and the number of epochs, by the command line; torch is set to one thread, to be repeatable."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    return given.out, given.epochs
+
+
+def write_metrics(out: Path, metrics: dict[str, Any]) -> None:
+    """Print the figures, and leave them beside the model."""
+    text = json.dumps(metrics, indent=2)
+    print(text)
+    (out / "metrics.json").write_text(f"{text}\n", encoding="utf-8")

@@ -138,7 +138,7 @@ def read_tags(labels: tuple[str, ...]) -> Tags:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class VisibleTokens:
     """The visible tokens of documents, without the white space at their edges."""
 
     index: Ints
@@ -153,7 +153,7 @@ class Tokens:
     """bool [N]: the token is the first of a word."""
 
 
-def find_words(texts: list[str], document: Ints, spans: Ids) -> Tokens:
+def find_words(texts: list[str], document: Ints, spans: Ids) -> VisibleTokens:
     """The words of `texts` (D) that tokens (`document` int64 [T] in order, `spans` int32 [T, 2]) make.
 
     A token opens a word if it is the document's first, or if a word ends before its first visible character; not if it
@@ -168,7 +168,7 @@ def find_words(texts: list[str], document: Ints, spans: Ids) -> Tokens:
     opens[1:] &= start[1:] >= end[:-1]
     opens[1:] |= document[1:] != document[:-1]
     opens[:1] = True
-    return Tokens(visible, document, start - base, end - base, opens)
+    return VisibleTokens(visible, document, start - base, end - base, opens)
 
 
 def word_tags(scores: Floats, opens: Flags, strategy: str) -> tuple[Ints, Floats]:

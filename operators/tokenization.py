@@ -112,8 +112,8 @@ class Tokenizer:
                     shifted = np.array(encoding.offsets[skip:], np.int32).reshape(-1, 2) + (part.start - len(self._prompt))
                     spans.append(np.maximum(shifted, 0))
                     # Words of a later part follow those before it: a part has no more words than characters.
-                    numbers = [-1 if word is None else word + part.start for word in encoding.word_ids[skip:]]
-                    words.append(np.array(numbers, np.int32))
+                    numbers = np.array(encoding.word_ids[skip:], np.float64)  # None, for no word, becomes NaN
+                    words.append(np.where(np.isnan(numbers), -1, numbers + part.start).astype(np.int32))
         bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         if not offsets:
             return Tokens(np.concatenate(ids), bounds)

@@ -1,8 +1,8 @@
 """The parity self-test: a sample of documents is encoded again by the reference, and the results are compared.
 
-The reference is transformers as it is: float32, padded, one document at a time in no pack of ours, with the same windows and
-heads. What it finds travels in the records' statistics, as `parity:<task>:<name>`, so that a run that goes on after a failure
-knows what the pieces before it found.
+The reference is transformers as it is, in float32 and padded, with the same tokens, windows and heads. What it finds travels in
+the records' statistics, as `parity:<task>:<name>`, so that a run that goes on after a failure knows what the pieces before it
+found.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ import pyarrow as pa
 
 from operators.encoders import torch as reference
 from operators.encoding import Encode, Encoder
-from operators.models.layout import read_layout
-from operators.models.repository import resolve
-from operators.tokenization import Tokenizer
 from pipeline.ledger.records import Record
 from pipeline.preparing import Preparer
 from pipeline.recipe import ModelRecipe, Pass, Recipe, Tolerance, make_heads
@@ -50,11 +47,11 @@ class Parity:
         encoders: dict[ModelRecipe, Encoder] = {}
         self._passes: list[tuple[Pass, Encode]] = []
         for share in recipe.passes:
-            layout = read_layout(resolve(share.model.source, share.model.revision).path)
+            layout = preparer.layout(share.model)
             if share.model not in encoders:
                 encoders[share.model] = reference.load(layout, recipe.device, "fp32", padded=True)
             # The frame too is made anew, from the model's own tokenizer.
-            tokenizer = Tokenizer(layout.transformer_dir, prompt=share.view.tokenization.prompt, lowercase=layout.do_lower_case)
+            tokenizer = preparer.tokenizer(share.model, share.view.tokenization.prompt)
             frame = tokenizer.pair_frame() if share.view.companion else tokenizer.frame
             encode = Encode(encoders[share.model], make_heads(share, layout), frame, _BUDGET)
             self._passes.append((share, encode))

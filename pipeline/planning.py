@@ -83,7 +83,8 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Check and resolve everything. ConfigError (exit 2) on anything wrong."""
     models = share({name: check_model(config, name, task) for name, task in config.tasks.items()})
-    columns = head_columns(config, models)
+    settings = config.input.model_copy(update={"keep": config.input.keep | head_columns(config, models)})
+    fields = head_fields(config, models)
     store, base = _open(config)
     records = manifest_records(store, base) if base else []
     device, reasons = _device(config)
@@ -91,8 +92,6 @@ def make_plan(config: Config) -> Plan:
     _check_limit(config, base)
     listing = list_shards(config.input, config.output.path)
     pins = Pins(base.pins.get("piece_bytes"), sink.kept_schema(commit_schema(base))) if base else Pins()
-    settings = config.input.model_copy(update={"keep": config.input.keep | columns})
-    fields = head_fields(config, models)
     source = plan_source(settings, listing, pins, _settled(base, records, config.input.limit), fields)
     schema = _schema(config, models, source)
     fingerprint = _fingerprint(config, models, precision, schema)
@@ -109,13 +108,7 @@ def make_plan(config: Config) -> Plan:
         store=store,
         schema=schema,
         read=_read_recipe(config, source),
-        tasks=tuple(
-            TaskRecipe(name, config.tasks[name].head, config.tasks[name].settings.model_dump(), m.recipe, m.view)
-            for name, m in models.items()
-        ),
-        offsets=frozenset(m.view.tokenization for m in models.values() if m.head.wants_offsets),
-        wants_text=any(m.head.wants_text for m in models.values()),
-        columns=tuple(columns),
+        tasks=tuple(_task(config, name, model) for name, model in models.items()),
         device=device.kind,
         precision=precision,
         backend=config.runtime.backend,
@@ -126,20 +119,21 @@ def make_plan(config: Config) -> Plan:
         tolerance=_tolerance(config, precision),
     )
     return Plan(
-        config,
-        base,
-        records,
-        listing,
-        source,
-        models,
-        device,
-        precision,
-        reasons,
-        fingerprint,
-        generation,
-        known,
-        todos,
-        recipe,
+        config, base, records, listing, source, models, device, precision, reasons, fingerprint, generation, known, todos, recipe
+    )
+
+
+def _task(config: Config, name: str, model: Model) -> TaskRecipe:
+    task, head = config.tasks[name], model.head
+    return TaskRecipe(
+        name=name,
+        head=task.head,
+        settings=task.settings.model_dump(),
+        model=model.recipe,
+        view=model.view,
+        wants_offsets=head.wants_offsets,
+        wants_text=head.wants_text,
+        columns=tuple(head.columns),
     )
 
 

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.inputs import Companions, Ids, Inputs, Tokens, make_inputs, repeat_companions
-from operators.models.layout import read_layout
+from operators.models.layout import Layout, read_layout
 from operators.models.repository import resolve
 from operators.packing import Frame
 from operators.schema import N_SEGMENTS, N_TOKENS, TEXT, TRUNCATED
 from operators.tokenization import Tokenizer
-from pipeline.recipe import Recipe, Tokenization, View
+from pipeline.recipe import ModelRecipe, Recipe, Tokenization, View
 
 Reasons = dict[int, tuple[str, str]]
 """Row -> reason and detail."""
@@ -29,11 +29,23 @@ class Preparer:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
+        self._layouts: dict[ModelRecipe, Layout] = {}
+
+    def layout(self, model: ModelRecipe) -> Layout:
+        """The layout of a model's files, which are looked for once: they may lie in an object store."""
+        if model not in self._layouts:
+            self._layouts[model] = read_layout(resolve(model.source, model.revision).path)
+        return self._layouts[model]
 
     @cached_property
     def tokenizers(self) -> dict[Tokenization, Tokenizer]:
         """One for each tokenization."""
-        return {tokenization: _tokenizer(tokenization) for tokenization in self._recipe.tokenizations}
+        return {t: self.tokenizer(t.model, t.prompt) for t in self._recipe.tokenizations}
+
+    def tokenizer(self, model: ModelRecipe, prompt: str) -> Tokenizer:
+        """A model's own tokenizer."""
+        layout = self.layout(model)
+        return Tokenizer(layout.transformer_dir, prompt=prompt, lowercase=layout.do_lower_case)
 
     def frame(self, view: View) -> Frame:
         """What stands around the texts in the windows of a view."""
@@ -68,7 +80,7 @@ class Preparer:
         if not self._recipe.wants_text:
             documents = documents.drop_columns([TEXT])
         for i, (tokenization, tokenizer) in enumerate(self.tokenizers.items()):
-            tokens = tokenizer.tokenize(texts, offsets=tokenization in self._recipe.offsets)
+            tokens = tokenizer.tokenize(texts, offsets=self._recipe.wants_offsets(tokenization))
             documents = _append(documents, _token_columns(i, tokens))
         reasons: Reasons = {}
         for i, view in enumerate(self._recipe.views):
@@ -115,11 +127,6 @@ class Preparer:
 def count_column(view: int, name: str) -> str:
     """Where a count of the view numbered `view` stands until the output is made."""
     return f"__{view}_{name}"
-
-
-def _tokenizer(tokenization: Tokenization) -> Tokenizer:
-    layout = read_layout(resolve(tokenization.model.source, tokenization.model.revision).path)
-    return Tokenizer(layout.transformer_dir, prompt=tokenization.prompt, lowercase=layout.do_lower_case)
 
 
 def _token_columns(number: int, tokens: Tokens) -> dict[str, pa.Array]:

@@ -55,6 +55,10 @@ class TaskRecipe:
     settings: dict[str, Any]
     model: ModelRecipe
     view: View
+    wants_offsets: bool
+    """As `operators.encoding.Head` has these three."""
+    wants_text: bool
+    columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,6 @@ class Recipe:
     schema: pa.Schema
     read: ReadRecipe
     tasks: tuple[TaskRecipe, ...]
-    offsets: frozenset[Tokenization]
-    """Tokenizations of which some head reads where the tokens are."""
-    wants_text: bool
-    """Some head reads the texts themselves."""
-    columns: tuple[str, ...]
-    """Columns that heads read beside the text."""
     device: str
     precision: str
     backend: str
@@ -102,6 +100,20 @@ class Recipe:
     weight: int
     """Of all spans with work left: bytes of text."""
     tolerance: Tolerance
+
+    @property
+    def wants_text(self) -> bool:
+        """Some head reads the texts themselves."""
+        return any(task.wants_text for task in self.tasks)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that heads read beside the text, each once."""
+        return tuple(dict.fromkeys(column for task in self.tasks for column in task.columns))
+
+    def wants_offsets(self, tokenization: Tokenization) -> bool:
+        """Some head reads where the tokens of this tokenization are."""
+        return any(task.wants_offsets for task in self.tasks if task.view.tokenization == tokenization)
 
     @property
     def tokenizations(self) -> tuple[Tokenization, ...]:

@@ -21,8 +21,7 @@ import pyarrow.compute as pc
 
 from operators.devices import set_threads
 from operators.encoding import Encode, Encoder
-from operators.models.layout import read_layout
-from operators.models.repository import resolve
+from operators.models.layout import Layout
 from operators.schema import COUNTS, ID, N_TOKENS, ROW, SHARD, TEXT, TRUNCATED
 from pipeline import batch as wire
 from pipeline import quarantine, sink
@@ -32,7 +31,7 @@ from pipeline.ledger.pieces import Todo
 from pipeline.ledger.records import Record, from_json, read_record, to_json
 from pipeline.parity import Parity
 from pipeline.preparing import Preparer, count_column
-from pipeline.recipe import ModelRecipe, Pass, Recipe, make_heads
+from pipeline.recipe import Pass, Recipe, make_heads
 from pipeline.source.reading import read_span
 
 
@@ -85,13 +84,14 @@ class Stages:
 
     def load(self) -> None:
         """Load the models; only workers that encode do."""
-        encoders = {model: _load(self._recipe, model) for model in dict.fromkeys(task.model for task in self._recipe.tasks)}
+        models = dict.fromkeys(task.model for task in self._recipe.tasks)
+        encoders = {model: _load(self._recipe, self._preparer.layout(model)) for model in models}
         self._passes = [(share, self._pass(share, encoders[share.model])) for share in self._recipe.passes]
         self._parity = Parity(self._recipe, self._preparer) if self._recipe.parity_sample else None
 
     def _pass(self, share: Pass, encoder: Encoder) -> Encode:
-        layout = read_layout(resolve(share.model.source, share.model.revision).path)
-        return Encode(encoder, make_heads(share, layout), self._preparer.frame(share.view), self._recipe.tokens_per_pack)
+        heads = make_heads(share, self._preparer.layout(share.model))
+        return Encode(encoder, heads, self._preparer.frame(share.view), self._recipe.tokens_per_pack)
 
     def read(self, todo: Todo) -> Iterator[Item]:
         """The pieces of a span that have no record yet, in order; ends early where a stop was asked for."""
@@ -194,12 +194,10 @@ class Stages:
         return Outcome(_where(batch), record, encoded=won)
 
 
-def _load(recipe: Recipe, model: ModelRecipe) -> Encoder:
-    """The model's weights, once for all tasks that use it."""
-    layout = read_layout(resolve(model.source, model.revision).path)
-    encoder: Encoder = importlib.import_module(f"operators.encoders.{recipe.backend}").load(
-        layout, recipe.device, recipe.precision
-    )
+def _load(recipe: Recipe, layout: Layout) -> Encoder:
+    """The weights of a model, once for all tasks that use it."""
+    backend = importlib.import_module(f"operators.encoders.{recipe.backend}")
+    encoder: Encoder = backend.load(layout, recipe.device, recipe.precision)
     return encoder
 
 

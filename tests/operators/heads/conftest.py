@@ -20,7 +20,7 @@ from operators.inputs import Companions, make_inputs, repeat_companions
 from operators.models.layout import read_layout
 from operators.segmentation import Windowing, resolve_overlap
 from operators.tokenization import Tokenizer
-from tests.tiny_tokenizers import WORDS, tiny_tokenizer
+from tests.tiny_tokenizers import MODEL_TYPES, WORDS, tiny_tokenizer
 
 
 @dataclass
@@ -68,6 +68,16 @@ class Labeller:
             return repeat_companions(np.split(tokens.ids, tokens.bounds[1:-1]), documents, first=companion.first)
         document = np.repeat(np.arange(documents), [len(row) for row in beside])
         return Companions(document, tokens.ids, tokens.bounds, companion.first)
+
+
+MakeLabeller = Callable[..., Labeller]
+Make = Callable[..., Path]
+
+POOLINGS: list[tuple[str, dict[str, str]]] = [
+    *((family, {}) for family in MODEL_TYPES),
+    ("modernbert", {"classifier_pooling": "mean"}),
+]
+"""Every family, and what else ModernBERT's classifiers may read."""
 
 
 @pytest.fixture(scope="session")

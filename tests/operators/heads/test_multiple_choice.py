@@ -17,18 +17,13 @@ from operators.heads.multiple_choice import Config, Head
 from operators.inputs import Companions, Tokens, make_inputs
 from operators.models.layout import read_layout
 from operators.segmentation import Windowing
-from tests.tiny import MODEL_TYPES, tiny_encoder, tiny_task
+from tests.operators.heads.conftest import POOLINGS, Make, MakeLabeller
+from tests.tiny import tiny_encoder, tiny_task
 
 TEXTS = ["moon and star", "the king of the sea, and his ship", "river bank 7!", ""]
 CHOICES = [["the sea", "war", "a song of light"], ["king", "queen"], ["rain"], ["dog", "", "cat", "bird fish"]]
-FAMILIES = [family for family in MODEL_TYPES if family != "deberta"]
-POOLINGS: list[tuple[str, dict[str, str]]] = [
-    *((family, {}) for family in FAMILIES),
-    ("modernbert", {"classifier_pooling": "mean"}),
-]
-
-Labeller = Callable[..., Any]
-Make = Callable[..., Path]
+FAMILIES = [pooling for pooling in POOLINGS if pooling[0] != "deberta"]
+"""transformers has no multiple choice model for DeBERTa v1."""
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +57,9 @@ def softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(np.exp(logits) / np.exp(logits).sum(), np.float64)
 
 
-@pytest.mark.parametrize(("model_type", "config"), POOLINGS)
+@pytest.mark.parametrize(("model_type", "config"), FAMILIES)
 def test_each_family_chooses_as_transformers(
-    make: Make, make_labeller: Labeller, model_type: str, config: dict[str, str]
+    make: Make, make_labeller: MakeLabeller, model_type: str, config: dict[str, str]
 ) -> None:
     path = make(model_type, **config)
     found = make_labeller(path, "multiple_choice", choices="options")(TEXTS, CHOICES)
@@ -76,7 +71,7 @@ def test_each_family_chooses_as_transformers(
 
 @pytest.mark.parametrize("aggregate", ["max", "mean"])
 def test_an_answer_that_is_only_in_the_last_window_is_found(
-    make_matcher: Make, make_labeller: Labeller, long_document: Callable[[str], str], aggregate: str
+    make_matcher: Make, make_labeller: MakeLabeller, long_document: Callable[[str], str], aggregate: str
 ) -> None:
     path = make_matcher("MultipleChoice", (8.0,))
     documents = [long_document(word) for word in ("river", "king", "star")]
@@ -92,7 +87,7 @@ def test_an_answer_that_is_only_in_the_last_window_is_found(
 
 
 @pytest.mark.parametrize("aggregate", ["max", "mean"])
-def test_long_texts_equal_a_loop_over_the_reference(model: Path, make_labeller: Labeller, aggregate: str) -> None:
+def test_long_texts_equal_a_loop_over_the_reference(model: Path, make_labeller: MakeLabeller, aggregate: str) -> None:
     text = " ".join(["the king of the sea and his ship in the storm"] * 9)
     choices = ["moon star", "king", "light"]
     # Windows of 64 leave 59 beside 3 special tokens and the longest choice; 99 tokens are two of 57 with 15 in common.
@@ -114,7 +109,7 @@ def test_of_equal_choices_the_first_is_taken(model: Path) -> None:
     assert found.to_pylist() == [{"choice": 0, "score": 1, "scores": [1]}, {"choice": 1, "score": 0.5, "scores": [0, 0.5, 0.5]}]
 
 
-def test_documents_that_fail_leave_the_others_alone(model: Path, make_labeller: Labeller) -> None:
+def test_documents_that_fail_leave_the_others_alone(model: Path, make_labeller: MakeLabeller) -> None:
     labeller = make_labeller(model, "multiple_choice", choices="options")
     encoded = labeller.encode(["moon", "river", "star"], [["sea", "sun"], ["sun", "rain " * 80, "sea"], ["king", "queen"]])
     assert {row: failure.reason for row, failure in encoded.failed.items()} == {1: "too_long"}

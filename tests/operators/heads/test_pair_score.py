@@ -16,16 +16,10 @@ from sentence_transformers import CrossEncoder
 
 from operators.heads.pair_score import Config, Head
 from operators.models.layout import read_layout
-from tests.tiny import MODEL_TYPES, tiny_task
+from tests.operators.heads.conftest import POOLINGS, Make, MakeLabeller
+from tests.tiny import tiny_task
 
 PAIRS = [("moon and star", "the sea"), ("the king of the sea, and his ship", "king"), ("river bank 7!", ""), ("", "rain")]
-POOLINGS: list[tuple[str, dict[str, str]]] = [
-    *((family, {}) for family in MODEL_TYPES),
-    ("modernbert", {"classifier_pooling": "mean"}),
-]
-
-Labeller = Callable[..., Any]
-Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +53,7 @@ def score(labeller: Any, pairs: list[tuple[str, str]]) -> list[float]:
 
 @pytest.mark.parametrize(("model_type", "config"), POOLINGS)
 def test_each_family_scores_as_the_cross_encoder(
-    make: Make, make_labeller: Labeller, model_type: str, config: dict[str, str]
+    make: Make, make_labeller: MakeLabeller, model_type: str, config: dict[str, str]
 ) -> None:
     path = make(model_type, **config)
     found = score(make_labeller(path, "pair_score", text_pair="other"), PAIRS)
@@ -67,7 +61,7 @@ def test_each_family_scores_as_the_cross_encoder(
     assert len(set(found)) == len(PAIRS)
 
 
-def test_the_second_text_may_come_first(model: Path, make_labeller: Labeller) -> None:
+def test_the_second_text_may_come_first(model: Path, make_labeller: MakeLabeller) -> None:
     found = score(make_labeller(model, "pair_score", text_pair="query", order="pair_first"), PAIRS)
     np.testing.assert_allclose(found, reference(model, [(pair, text) for text, pair in PAIRS]), rtol=0, atol=1e-5)
 
@@ -81,21 +75,23 @@ def test_the_second_text_may_come_first(model: Path, make_labeller: Labeller) ->
         {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
     ],
 )
-def test_the_activation_is_the_one_that_the_models_files_name(make: Make, make_labeller: Labeller, saved: dict[str, Any]) -> None:
+def test_the_activation_is_the_one_that_the_models_files_name(
+    make: Make, make_labeller: MakeLabeller, saved: dict[str, Any]
+) -> None:
     path = make(**saved)
     found = score(make_labeller(path, "pair_score", text_pair="other"), PAIRS)
     np.testing.assert_allclose(found, reference(path, PAIRS), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", [torch.nn.Identity(), torch.nn.Sigmoid()])
-def test_a_model_that_cross_encoder_saved(model: Path, make_labeller: Labeller, tmp_path: Path, activation: Any) -> None:
+def test_a_model_that_cross_encoder_saved(model: Path, make_labeller: MakeLabeller, tmp_path: Path, activation: Any) -> None:
     CrossEncoder(str(model), device="cpu", activation_fn=activation).save_pretrained(str(tmp_path))
     found = score(make_labeller(tmp_path, "pair_score", text_pair="other"), PAIRS)
     np.testing.assert_allclose(found, reference(tmp_path, PAIRS), rtol=0, atol=1e-5)
     np.testing.assert_allclose(found, reference(model, PAIRS, activation_fn=activation), rtol=0, atol=1e-5)
 
 
-def test_the_activation_of_the_settings_wins(model: Path, make_labeller: Labeller) -> None:
+def test_the_activation_of_the_settings_wins(model: Path, make_labeller: MakeLabeller) -> None:
     found = score(make_labeller(model, "pair_score", text_pair="other", activation="identity"), PAIRS)
     expected = reference(model, PAIRS, activation_fn=torch.nn.Identity())
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
@@ -111,7 +107,9 @@ def test_another_activation_is_refused_by_name_unless_the_settings_choose(make: 
 
 @pytest.mark.parametrize("aggregate", ["max", "mean", "first"])
 @pytest.mark.parametrize("order", ["text_first", "pair_first"])
-def test_long_texts_equal_a_loop_over_the_cross_encoder(model: Path, make_labeller: Labeller, aggregate: str, order: str) -> None:
+def test_long_texts_equal_a_loop_over_the_cross_encoder(
+    model: Path, make_labeller: MakeLabeller, aggregate: str, order: str
+) -> None:
     text = " ".join(["the king of the sea and his ship in the storm"] * 9)
     # Windows of 64 leave 59 beside 3 special tokens and 2 of the pair; 99 tokens are two of 57 with 15 in common.
     words = text.split()
@@ -125,7 +123,7 @@ def test_long_texts_equal_a_loop_over_the_cross_encoder(model: Path, make_labell
 
 
 def test_a_pair_that_matches_only_in_the_last_window_is_found(
-    make_matcher: Make, make_labeller: Labeller, long_document: Callable[[str], str]
+    make_matcher: Make, make_labeller: MakeLabeller, long_document: Callable[[str], str]
 ) -> None:
     path = make_matcher("SequenceClassification", (8.0,))
     pairs = [(long_document("river"), query) for query in ("king", "river")]
@@ -136,7 +134,7 @@ def test_a_pair_that_matches_only_in_the_last_window_is_found(
     assert reference(path, [(query, text) for text, query in pairs]).tolist() == pytest.approx([0.0, 0.0], abs=1e-3)
 
 
-def test_documents_that_fail_leave_the_others_alone(model: Path, make_labeller: Labeller) -> None:
+def test_documents_that_fail_leave_the_others_alone(model: Path, make_labeller: MakeLabeller) -> None:
     labeller = make_labeller(model, "pair_score", text_pair="other")
     encoded = labeller.encode(["moon", "river", "star"], [["sea"], ["rain " * 80], ["sun"]])
     assert {row: failure.reason for row, failure in encoded.failed.items()} == {1: "too_long"}

@@ -17,17 +17,12 @@ import transformers
 from operators.heads.sequence_classification import Config, Head
 from operators.models.layout import read_layout
 from operators.segmentation import Windowing, segment
-from tests.tiny import MODEL_TYPES, tiny_task
+from tests.operators.heads.conftest import POOLINGS, Make, MakeLabeller
+from tests.tiny import tiny_task
 
 TEXTS = ["moon", "", "the king of the sea, and his ship", "river bank 7!", "snow on the tree"]
 LONG = ["river " * 150, "the king of the sea and " * 40, "moon", ""]
 LABELS = {0: "sad", 1: "glad", 2: "calm"}
-POOLINGS: list[tuple[str, dict[str, str]]] = [
-    *((family, {}) for family in MODEL_TYPES),
-    ("modernbert", {"classifier_pooling": "mean"}),
-]
-
-Labeller = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +37,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="module")
-def model(make: Callable[..., Path]) -> Path:
+def model(make: Make) -> Path:
     """A BERT of three labels."""
     return make()
 
@@ -83,7 +78,7 @@ def softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 @pytest.mark.parametrize(("model_type", "config"), POOLINGS)
 def test_each_family_scores_as_the_pipeline(
-    make: Callable[..., Path], make_labeller: Labeller, model_type: str, config: dict[str, str]
+    make: Make, make_labeller: MakeLabeller, model_type: str, config: dict[str, str]
 ) -> None:
     path = make(model_type, **config)
     found = make_labeller(path, "sequence_classification")(TEXTS)
@@ -103,9 +98,7 @@ def test_each_family_scores_as_the_pipeline(
         {"problem_type": "multi_label_classification", "num_labels": 1, "id2label": {0: "spam"}},
     ],
 )
-def test_each_problem_type_scores_as_the_pipeline(
-    make: Callable[..., Path], make_labeller: Labeller, config: dict[str, Any]
-) -> None:
+def test_each_problem_type_scores_as_the_pipeline(make: Make, make_labeller: MakeLabeller, config: dict[str, Any]) -> None:
     path = make(**config)
     labels = list(config.get("id2label", LABELS).values())
     found = make_labeller(path, "sequence_classification")(TEXTS)
@@ -123,7 +116,7 @@ def test_each_problem_type_scores_as_the_pipeline(
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "max", "noisy_or", "first"])
-def test_long_documents_equal_a_loop_over_the_reference(model: Path, make_labeller: Labeller, aggregate: str) -> None:
+def test_long_documents_equal_a_loop_over_the_reference(model: Path, make_labeller: MakeLabeller, aggregate: str) -> None:
     found = make_labeller(model, "sequence_classification", aggregate=aggregate)(LONG)
     for text, row in zip(LONG, found, strict=True):
         logits = window_logits(model, text)
@@ -139,7 +132,7 @@ def test_long_documents_equal_a_loop_over_the_reference(model: Path, make_labell
     assert len(window_logits(model, LONG[0])) > 2
 
 
-def test_none_is_a_list_of_windows_with_their_spans(model: Path, make_labeller: Labeller) -> None:
+def test_none_is_a_list_of_windows_with_their_spans(model: Path, make_labeller: MakeLabeller) -> None:
     found = make_labeller(model, "sequence_classification", aggregate="none", top_k=1)(LONG)
     for text, windows in zip(LONG, found, strict=True):
         np.testing.assert_allclose([w["scores"] for w in windows], softmax(window_logits(model, text)), rtol=0, atol=1e-5)
@@ -148,7 +141,7 @@ def test_none_is_a_list_of_windows_with_their_spans(model: Path, make_labeller: 
         assert all(w["top"][0] == {"label": w["label"], "score": w["score"]} for w in windows)
 
 
-def test_top_k_ranks_all_labels_and_leaves_the_scores_in_the_models_order(model: Path, make_labeller: Labeller) -> None:
+def test_top_k_ranks_all_labels_and_leaves_the_scores_in_the_models_order(model: Path, make_labeller: MakeLabeller) -> None:
     plain = make_labeller(model, "sequence_classification")(TEXTS)
     for top_k in (1, 2, 9):
         for row, without in zip(make_labeller(model, "sequence_classification", top_k=top_k)(TEXTS), plain, strict=True):
@@ -158,7 +151,9 @@ def test_top_k_ranks_all_labels_and_leaves_the_scores_in_the_models_order(model:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
-def test_threshold_says_which_of_several_labels_a_document_has(model: Path, make_labeller: Labeller, threshold: float) -> None:
+def test_threshold_says_which_of_several_labels_a_document_has(
+    model: Path, make_labeller: MakeLabeller, threshold: float
+) -> None:
     found = make_labeller(model, "sequence_classification", multi_label=True, threshold=threshold, top_k=3)(TEXTS)
     for text, row in zip(TEXTS, found, strict=True):
         expected = 1 / (1 + np.exp(-window_logits(model, text)[0]))
@@ -167,7 +162,7 @@ def test_threshold_says_which_of_several_labels_a_document_has(model: Path, make
         assert len(row["top"]) == 3
 
 
-def test_one_label_of_a_model_that_was_made_for_several(make: Callable[..., Path], make_labeller: Labeller) -> None:
+def test_one_label_of_a_model_that_was_made_for_several(make: Make, make_labeller: MakeLabeller) -> None:
     path = make(problem_type="multi_label_classification")
     found = make_labeller(path, "sequence_classification", multi_label=False)(TEXTS)
     assert [sum(row["scores"]) for row in found] == pytest.approx([1.0] * len(TEXTS), abs=1e-6)
@@ -175,7 +170,7 @@ def test_one_label_of_a_model_that_was_made_for_several(make: Callable[..., Path
 
 
 @pytest.mark.parametrize("settings", [{"multi_label": True}, {"top_k": 2}, {"aggregate": "noisy_or"}])
-def test_settings_for_labels_are_refused_for_a_regression(make: Callable[..., Path], settings: dict[str, Any]) -> None:
+def test_settings_for_labels_are_refused_for_a_regression(make: Make, settings: dict[str, Any]) -> None:
     layout = read_layout(make(problem_type="regression"))
     with pytest.raises(ValueError, match=next(iter(settings)) + ".* regression"):
         Head(Config(**settings), layout)
@@ -187,7 +182,7 @@ def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
         Head(Config(), read_layout(path))
 
 
-def test_documents_that_fail_leave_the_others_alone(model: Path, make_labeller: Labeller) -> None:
+def test_documents_that_fail_leave_the_others_alone(model: Path, make_labeller: MakeLabeller) -> None:
     for aggregate in ("mean", "max", "noisy_or", "first", "none"):
         labeller = make_labeller(model, "sequence_classification", aggregate=aggregate, policy="error")
         encoded = labeller.encode(["moon", "river " * 150, "star"])
@@ -197,7 +192,7 @@ def test_documents_that_fail_leave_the_others_alone(model: Path, make_labeller: 
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "none"])
-def test_similarity_is_the_share_of_labels_that_agree(make: Callable[..., Path], aggregate: str) -> None:
+def test_similarity_is_the_share_of_labels_that_agree(make: Make, aggregate: str) -> None:
     def column(head: Head, rows: list[list[float]], **label: Any) -> pa.Array:
         values = [{"start": 0, "end": 0} | label | {"scores": scores} for scores in rows]
         plain = [
@@ -216,7 +211,7 @@ def test_similarity_is_the_share_of_labels_that_agree(make: Callable[..., Path],
     assert found.tolist() == pytest.approx([1 - 0.125**2 / 2, 1 - 0.75**2 / 2])
 
 
-def test_similarity_of_windows_is_their_mean(model: Path, make_labeller: Labeller) -> None:
+def test_similarity_of_windows_is_their_mean(model: Path, make_labeller: MakeLabeller) -> None:
     labeller = make_labeller(model, "sequence_classification", aggregate="none")
     values = labeller.encode(LONG).values["task"]
     assert labeller.head.similarity(values, values).tolist() == [1] * len(LONG)

@@ -15,18 +15,12 @@ from pydantic import ValidationError
 
 from operators.heads.zero_shot import Config, Head
 from operators.models.layout import read_layout
-from tests.tiny import MODEL_TYPES, tiny_task
+from tests.operators.heads.conftest import POOLINGS, Make, MakeLabeller
+from tests.tiny import tiny_task
 
 TEXTS = ["moon and star", "the king of the sea, and his ship", "river bank 7!"]
 LABELS = ["war", "a song", "light", "sea"]
 NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
-POOLINGS: list[tuple[str, dict[str, str]]] = [
-    *((family, {}) for family in MODEL_TYPES),
-    ("modernbert", {"classifier_pooling": "mean"}),
-]
-
-Labeller = Callable[..., Any]
-Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +55,9 @@ def pipeline(path: Path, texts: list[str], labels: list[str], **options: Any) ->
 
 
 @pytest.mark.parametrize(("model_type", "config"), POOLINGS)
-def test_each_family_scores_as_the_pipeline(make: Make, make_labeller: Labeller, model_type: str, config: dict[str, str]) -> None:
+def test_each_family_scores_as_the_pipeline(
+    make: Make, make_labeller: MakeLabeller, model_type: str, config: dict[str, str]
+) -> None:
     path = make(model_type, **config)
     found = make_labeller(path, "zero_shot", labels=LABELS)(TEXTS)
     expected = pipeline(path, TEXTS, LABELS)
@@ -74,7 +70,7 @@ def test_each_family_scores_as_the_pipeline(make: Make, make_labeller: Labeller,
 )
 @pytest.mark.parametrize(("labels", "multi_label"), [(LABELS, False), (LABELS, True), (["war"], False), (["war"], True)])
 def test_each_kind_scores_as_the_pipeline(
-    make: Make, make_labeller: Labeller, names: dict[int, str], labels: list[str], multi_label: bool
+    make: Make, make_labeller: MakeLabeller, names: dict[int, str], labels: list[str], multi_label: bool
 ) -> None:
     path = make(id2label=names, num_labels=len(names))
     template = "{} is the light of this."
@@ -92,7 +88,7 @@ def test_each_kind_scores_as_the_pipeline(
 @pytest.mark.parametrize("aggregate", ["max", "mean"])
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_a_label_that_is_only_in_the_last_window_is_found(
-    matcher: Path, make_labeller: Labeller, long_document: Callable[[str], str], aggregate: str, multi_label: bool
+    matcher: Path, make_labeller: MakeLabeller, long_document: Callable[[str], str], aggregate: str, multi_label: bool
 ) -> None:
     topics = ["king", "music", "river", "star"]
     documents = [long_document(topic) for topic in topics]
@@ -112,7 +108,7 @@ def test_a_label_that_is_only_in_the_last_window_is_found(
     assert max(w["scores"][0] - w["scores"][-1] for w in wrong) < 1e-6
 
 
-def test_max_and_mean_equal_a_loop_over_the_reference(model: Path, make_labeller: Labeller) -> None:
+def test_max_and_mean_equal_a_loop_over_the_reference(model: Path, make_labeller: MakeLabeller) -> None:
     text = "the king of the sea and his ship in the storm " * 9
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model)
     reference: Any = transformers.AutoModelForSequenceClassification.from_pretrained(model).eval()
@@ -139,7 +135,7 @@ def test_max_and_mean_equal_a_loop_over_the_reference(model: Path, make_labeller
         np.testing.assert_allclose(found[0]["scores"], expected, rtol=0, atol=1e-5)
 
 
-def test_threshold_says_which_labels_a_document_has(model: Path, make_labeller: Labeller) -> None:
+def test_threshold_says_which_labels_a_document_has(model: Path, make_labeller: MakeLabeller) -> None:
     everything = make_labeller(model, "zero_shot", labels=LABELS, multi_label=True, threshold=0)(TEXTS)
     assert all(row["labels"] == LABELS for row in everything)
     nothing = make_labeller(model, "zero_shot", labels=LABELS, multi_label=True, threshold=1)(TEXTS)
@@ -147,7 +143,7 @@ def test_threshold_says_which_labels_a_document_has(model: Path, make_labeller: 
     assert [row["scores"] for row in everything] == [row["scores"] for row in nothing]
 
 
-def test_documents_that_fail_leave_the_others_alone(model: Path, make_labeller: Labeller) -> None:
+def test_documents_that_fail_leave_the_others_alone(model: Path, make_labeller: MakeLabeller) -> None:
     labeller = make_labeller(model, "zero_shot", labels=LABELS, policy="error")
     encoded = labeller.encode(["moon", "river " * 150, "", "star"])
     assert {row: failure.reason for row, failure in encoded.failed.items()} == {1: "too_long"}
