@@ -1,14 +1,15 @@
 # Everything a developer or a CI machine calls. Needs Python 3.11, pip and make.
 PYTHON ?= python3.11
-EXTRAS := s3,gcs,azure,demo,dev
+EXTRAS := s3,gcs,azure,onnx,openvino,demo,dev
 BIN := .venv/bin
 STAMP := .venv/.installed
+KERNELS := .venv-kernels
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test test-kernels check bench clean
 
 help:  ## Print this list.
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-7s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 setup: $(STAMP)  ## Make .venv with everything installed (again when pyproject.toml or constraints.txt change).
 
@@ -28,6 +29,17 @@ demo: setup  ## Run both demo jobs: nearest neighbours; entities and sentiment w
 test: setup  ## Run all tests.
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
+# An environment of its own, for Triton is large and nothing else on a CPU needs it.
+$(KERNELS)/.installed: tests/kernels/requirements.txt constraints.txt
+	$(PYTHON) -m venv --without-pip $(KERNELS)
+	$(PYTHON) -m pip --python $(KERNELS)/bin/python install --quiet --constraint constraints.txt \
+		--requirement tests/kernels/requirements.txt
+	@touch $@
+
+test-kernels: $(KERNELS)/.installed  ## Run the tests of the CUDA kernels on the CPU (Linux only).
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+		$(KERNELS)/bin/python -m pytest -q tests/kernels --confcutdir=tests/kernels
+
 check: setup  ## Run all linters: ruff, mypy, import-linter, hadolint.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,9 +47,14 @@ check: setup  ## Run all linters: ruff, mypy, import-linter, hadolint.
 	$(BIN)/lint-imports
 	$(BIN)/hadolint docker/Dockerfile.*
 
-bench: setup  ## Measure the memory of the two hardest inputs on this machine.
+# About two hours on two quiet cores; BENCH_ARGS (as "--rounds 1") goes to the benchmarks of speed.
+bench: setup  ## Measure memory and speed on this machine, next to its peers; writes benchmarks/results.
 	$(BIN)/python -m benchmarks.memory long-document
 	$(BIN)/python -m benchmarks.memory wide-row-group
+	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.peers $(BENCH_ARGS)
+	for part in environment correctness deberta-attention end-to-end profile oom; do \
+		$(BIN)/python -m benchmarks.gpu $$part --tiny --out build/gpu-dry-run || exit 1; done
 
 clean:  ## Remove the environment and everything built.
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(KERNELS) .venv-daft build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

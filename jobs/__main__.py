@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from jobs import console, doctor, evaluate, files, plan, publish, run, status, submit
+from jobs import console, doctor, evaluate, export, files, plan, publish, run, status, submit
 from pipeline.errors import TidemillError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("submit")(submit.command)
 app.command("status")(status.command)
 app.command("files")(files.command)
 app.command("eval")(evaluate.command)
+app.command("export")(export.command)
 app.command("publish")(publish.command)
 app.command("doctor")(doctor.command)
 

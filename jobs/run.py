@@ -44,6 +44,7 @@ def summary(report: dict[str, Any]) -> Panel:
         rows["quarantined"] = reasons
     if report["encoded"]:
         rows["speed"] = f"{report['tokens']} tokens in {report['seconds']:.1f} s: {report['tokens_per_second']:.0f} tokens/s"
+        rows |= _speed(report["speed"])
     for task, found in report["parity"].items():
         agreed = found["documents"] - found["apart"]
         mean = f", similarity {found['similarity']:.6f}" if found["documents"] else ""
@@ -52,3 +53,12 @@ def summary(report: dict[str, Any]) -> Panel:
     for name, value in rows.items():
         table.add_row(f"[bold]{escape(name)}", escape(value))
     return Panel(table, title=f"run {report['run_id']}", title_align="left", expand=False)
+
+
+def _speed(speed: dict[str, float | None]) -> dict[str, str]:
+    """Where the time went and what it cost, as far as it was measured."""
+    shares = {"idle": "idle_share", "padding": "padding_share", "of the device's peak": "mfu"}
+    parts = [f"{speed[key]:.1%} {name}" for name, key in shares.items() if speed[key] is not None]
+    warm, cost = speed["warm_tokens_per_second"], speed["cost_per_million_documents"]
+    rows = {"encoder": ", ".join([*([f"{warm:.0f} tokens/s when warm"] if warm else []), *parts])}
+    return rows if cost is None else {**rows, "cost": f"{cost:.2f} for a million documents"}

@@ -2,13 +2,14 @@
 
 Segments are packed across documents, encoded once for all heads that share them, scored on the device, and put back by
 segment; each head then makes one value of each document's scores. Trouble costs as little as it can: out of memory halves
-the packs and goes on, and a pack that fails is bisected until the guilty document is alone.
+the packs for a while and goes on, and a pack that fails is bisected until the guilty document is alone.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol
@@ -19,12 +20,12 @@ import torch
 from torch import Tensor
 
 from operators.aggregation import Floats
+from operators.budget import Budget
+from operators.devices import free_memory, is_out_of_memory, peak_memory, release_memory, set_threads, start_peak
 from operators.inputs import Companion, Inputs, Tokens, make_inputs, repeat_companions
 from operators.packing import Frame, Pack, build_pack, plan_packs, ranges
 from operators.segmentation import Ints, Windowing
-
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")
-"""How devices say it; not all of them raise torch.OutOfMemoryError."""
+from operators.transfer import to_device
 
 
 class Encoder(Protocol):
@@ -34,6 +35,8 @@ class Encoder(Protocol):
     device: torch.device
     padded: bool
     """Whether padding counts against the token budget."""
+    concurrent: bool
+    """Whether `encode` may be called by several threads at once."""
 
     def encode(self, pack: Pack) -> Tensor:
         """float [T, H] on `device`: a vector for each token of the pack."""
@@ -97,7 +100,7 @@ class Encoded:
     values: dict[str, pa.Array]
     failed: dict[int, Failure]
     statistics: dict[str, int]
-    """segments and tokens (specials and overlaps included) encoded, packs, and times that memory ran out."""
+    """segments and tokens (specials and overlaps included) encoded, padding beside them, packs, and times that memory ran out."""
 
 
 @dataclass
@@ -110,21 +113,34 @@ class _Work:
     """int64 [S + 1]: rows of each segment in `scores`."""
     failed: dict[int, Failure] = field(default_factory=dict)
     packs: int = 0
+    padding: int = 0
     out_of_memory: int = 0
 
 
 class Encode:
     """One pass of an encoder for all `heads` (by task) that read the same windows of the same model.
 
-    `budget`: tokens in one pack; halved for good when memory runs out."""
+    `budget`: tokens in one pack at most. The first full pack on an accelerator tells how many its memory holds; when memory
+    runs out nevertheless, packs are smaller for a while (`operators.budget`). `lanes`: packs at once, each on one thread of a
+    CPU, where the encoder allows it: that is faster than all threads on one pack, whose matrices are too small to share.
+    """
 
-    def __init__(self, encoder: Encoder, heads: Mapping[str, Head], frame: Frame, budget: int) -> None:
+    def __init__(self, encoder: Encoder, heads: Mapping[str, Head], frame: Frame, budget: int, lanes: int = 1) -> None:
         for head in heads.values():
             head.load(encoder.device)
         self._encoder = encoder
         self.heads = heads
         self._frame = frame
-        self.budget = budget
+        self._budget = Budget(budget)
+        self._measured = encoder.device.type == "cpu"
+        self._lanes = lanes if encoder.concurrent else 1
+        # OpenMP keeps the number of threads for each thread that calls it.
+        self._pool = ThreadPoolExecutor(self._lanes, "encode", set_threads, (1,)) if self._lanes > 1 else None
+
+    @property
+    def budget(self) -> int:
+        """Tokens in one pack, as things are."""
+        return self._budget.tokens
 
     @torch.inference_mode()
     def __call__(self, inputs: Inputs) -> Encoded:
@@ -142,6 +158,7 @@ class Encode:
         statistics = {
             "segments": len(inputs.segments.document),
             "tokens": int(self._lengths(inputs).sum()),
+            "padding": work.padding,
             "packs": work.packs,
             "out_of_memory": work.out_of_memory,
         }
@@ -169,32 +186,57 @@ class Encode:
         """Fill `work.scores`; rows of documents that fail are left NaN."""
         documents = work.inputs.entry_document[work.inputs.segments.document]
         todo = self._plan(work, np.arange(len(documents)))
+        if self._pool is not None:
+            problems = self._pool.map(lambda chosen: self._attempt(work, chosen), reversed(todo))
+            # Packs that failed are looked into below, one at a time.
+            todo = [chosen for chosen, problem in zip(reversed(todo), list(problems), strict=True) if problem is not None]
         while todo:
             chosen = todo.pop()
             failed = np.isin(documents[chosen], list(work.failed)) if work.failed else np.zeros(len(chosen), bool)
             chosen = chosen[~failed]
-            problem = self._attempt(work, chosen) if len(chosen) else None
-            if problem is None:
+            if not len(chosen):
                 continue
-            alone = len(chosen) == 1
-            document = int(documents[chosen[0]])
-            if problem.reason == "oom":
-                work.out_of_memory += 1
-                self._free_memory()
-                size = self._tokens(work, chosen)
-                if not alone:
-                    self.budget = max(1, min(self.budget, size) // 2)
-                    todo = self._plan(work, np.concatenate([*todo, chosen]))
-                elif self._attempt(work, chosen) is not None:  # once more, now that memory was freed
-                    work.failed[document] = Failure("", "oom", f"a window of {size} tokens does not fit the device's memory")
-            else:
-                self._probe(work.inputs)
-                if alone:
-                    work.failed[document] = problem
-                else:
-                    half = len(chosen) // 2
-                    todo += [chosen[half:], chosen[:half]]
+            planned = self.budget
+            problem = self._measure(work, chosen)
+            if problem is not None:
+                todo += self._recover(work, chosen, documents, problem)
+            if self.budget != planned and todo:
+                todo = self._plan(work, np.concatenate(todo))
 
+    def _recover(self, work: _Work, chosen: Ints, documents: Ints, problem: Failure) -> list[Ints]:
+        """After a pack that failed: what to try again; a document that is alone has failed. `documents`: of each segment."""
+        document, alone = int(documents[chosen[0]]), len(chosen) == 1
+        if problem.reason != "oom":
+            self._probe(work.inputs)
+            if alone:
+                work.failed[document] = problem
+                return []
+            half = len(chosen) // 2
+            return [chosen[half:], chosen[:half]]
+        work.out_of_memory += 1
+        release_memory(self._encoder.device)
+        size = self._tokens(work, chosen)
+        if not alone:
+            self._budget.exhausted(size)
+            return [chosen]
+        if self._attempt(work, chosen) is not None:  # once more, now that memory was freed
+            work.failed[document] = Failure("", "oom", f"a window of {size} tokens does not fit the device's memory")
+        return []
+
+    def _measure(self, work: _Work, chosen: Ints) -> Failure | None:
+        """As `_attempt`; the first full pack on an accelerator shows how many tokens its memory holds."""
+        device, tokens = self._encoder.device, self._tokens(work, chosen)
+        free = None if self._measured or 2 * tokens < self.budget else free_memory(device)
+        if free is None:
+            return self._attempt(work, chosen)
+        before = start_peak(device)
+        problem = self._attempt(work, chosen)
+        if problem is None:
+            self._budget.fit(peak_memory(device) - before, tokens, free)
+            self._measured = True
+        return problem
+
+    @torch.inference_mode()  # which is kept for each thread
     def _attempt(self, work: _Work, chosen: Ints) -> Failure | None:
         """Encode one pack; None, or what went wrong."""
         task = next(iter(self.heads))  # the encoder serves them all: the first one speaks for it
@@ -205,10 +247,12 @@ class Encode:
                 offsets = work.offsets[task]
                 lengths = np.diff(offsets)[chosen]
                 rows = np.repeat(offsets[chosen], lengths) + ranges(lengths)
-                work.scores[task][torch.from_numpy(rows).to(self._encoder.device)] = head.score(hidden, pack, work.inputs)
+                work.scores[task][to_device(rows, self._encoder.device)] = head.score(hidden, pack, work.inputs)
         except Exception as error:  # noqa: BLE001 -- any document may break any model; its text stays out of the message
-            return Failure("" if _is_out_of_memory(error) else task, *_reason(error))
+            return Failure("", "oom", "") if is_out_of_memory(error) else Failure(task, "task_failed", type(error).__name__)
         work.packs += 1
+        work.padding += pack.max_length * len(chosen) - len(pack.input_ids) if self._encoder.padded else 0
+        self._budget.went_well()
         return None
 
     def _probe(self, inputs: Inputs) -> None:
@@ -224,7 +268,10 @@ class Encode:
 
     def _plan(self, work: _Work, chosen: Ints) -> list[Ints]:
         """Packs of the segments `chosen`, the longest last, where they are taken from first."""
-        packs = plan_packs(self._lengths(work.inputs)[chosen], self.budget, padded=self._encoder.padded)
+        lengths = self._lengths(work.inputs)[chosen]
+        # Fewer tokens than fill all lanes are shared out.
+        budget = min(self.budget, -(-int(lengths.sum()) // self._lanes)) if self._lanes > 1 else self.budget
+        packs = plan_packs(lengths, budget, padded=self._encoder.padded)
         return [chosen[pack] for pack in reversed(packs)]
 
     def _lengths(self, inputs: Inputs) -> Ints:
@@ -234,17 +281,3 @@ class Encode:
         """Tokens of a pack as the budget counts them."""
         lengths = self._lengths(work.inputs)[chosen]
         return int(lengths.max() * len(lengths) if self._encoder.padded else lengths.sum())
-
-    def _free_memory(self) -> None:
-        if self._encoder.device.type != "cpu":
-            torch.get_device_module(self._encoder.device).empty_cache()
-
-
-def _reason(error: Exception) -> tuple[str, str]:
-    return ("oom", "") if _is_out_of_memory(error) else ("task_failed", type(error).__name__)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)

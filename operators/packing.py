@@ -6,7 +6,7 @@ full. What a document gets does not depend on the pack that its segments met in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -65,6 +65,12 @@ class Pack:
         return int(self.lengths.max())
 
 
+def token_types(pack: Pack) -> Ints:
+    """int64 [T]"""
+    types = pack.token_types
+    return np.zeros(len(pack.input_ids), np.int64) if types is None else types.astype(np.int64)
+
+
 def plan_packs(lengths: Ints, budget: int, *, padded: bool) -> list[Ints]:
     """Partition segments of `lengths` tokens (int64 [S], specials included) into packs of at most `budget` tokens.
 
@@ -114,6 +120,18 @@ def build_pack(inputs: Inputs, chosen: Ints, frame: Frame) -> Pack:
         parts = np.concatenate([parts, rest[None], np.full((1, len(chosen)), len(frame.suffix))])
         types = np.repeat(np.tile(np.array(frame.types, np.int32), len(chosen)), parts.T.reshape(-1))
     return Pack(packed, np.concatenate([[0], ends]).astype(np.int32), chosen, frame.prompt_length, types, body_at)
+
+
+def pad_tail(pack: Pack, tokens: int) -> Pack:
+    """The pack with windows of no segment behind its own, so that it has `tokens` tokens; none is longer than its longest.
+
+    `segments` and `body` stay as they are: they speak of the first windows, and what is encoded behind them is to be dropped."""
+    used, longest = len(pack.input_ids), pack.max_length
+    ends = np.append(np.arange(used + longest, tokens, longest), tokens) if tokens > used else np.empty(0)
+    # The first id stands for all: any real token will do.
+    ids = np.concatenate([pack.input_ids, np.full(tokens - used, pack.input_ids[0])])
+    types = None if pack.token_types is None else np.concatenate([pack.token_types, np.zeros(tokens - used, np.int32)])
+    return replace(pack, input_ids=ids, cu_seqlens=np.concatenate([pack.cu_seqlens, ends]).astype(np.int32), token_types=types)
 
 
 def _copy(target: Ids, at: Ints, source: Ids, begin: Ints, lengths: Ints) -> None:

@@ -19,6 +19,7 @@ from operators.inputs import Inputs
 from operators.packing import Pack, ranges
 from operators.schema import TEXT
 from operators.segmentation import Flags, Ints
+from operators.transfer import to_device
 
 
 def pool(hidden_TH: Tensor, pack: Pack, modes: tuple[str, ...], excluded: int) -> Tensor:
@@ -28,8 +29,8 @@ def pool(hidden_TH: Tensor, pack: Pack, modes: tuple[str, ...], excluded: int) -
     """
     hidden_TH = hidden_TH.float()
     device = hidden_TH.device
-    lengths = torch.from_numpy(pack.lengths).to(device).long()
-    cu_seqlens = torch.from_numpy(pack.cu_seqlens).to(device).long()
+    lengths = to_device(pack.lengths, device).long()
+    cu_seqlens = to_device(pack.cu_seqlens, device).long()
     window = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(hidden_TH))
     position = torch.arange(len(hidden_TH), device=device) - cu_seqlens[window]
     taken = position >= excluded
@@ -112,8 +113,8 @@ def pool_spans(hidden_TH: Tensor, pack: Pack, spans: Spans) -> Tensor:
     token = np.repeat(np.repeat(pack.body, counts) + spans.part_start[parts], lengths) + ranges(lengths)
     row = np.repeat(np.arange(len(parts)), lengths)
     device = hidden_TH.device
-    sums = _sum(hidden_TH[torch.from_numpy(token).to(device)].float(), torch.from_numpy(row).to(device), len(parts))
-    return torch.cat([sums, torch.from_numpy(lengths).to(device)[:, None]], dim=1)
+    sums = _sum(hidden_TH[to_device(token, device)].float(), to_device(row, device), len(parts))
+    return torch.cat([sums, to_device(lengths, device)[:, None]], dim=1)
 
 
 def join_spans(sums: Floats, spans: Spans) -> tuple[Floats, Flags]:

@@ -14,9 +14,7 @@ from typing import Annotated, Any, Literal
 import fsspec
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -31,19 +29,8 @@ import operators.heads
 from pipeline.errors import ConfigError
 from pipeline.kinds import check_module, did_you_mean, head_config, modules
 from pipeline.overrides import apply_override
-from pipeline.urls import check_url, protocol, refuse_secrets
+from pipeline.urls import Options, Url, check_url, protocol
 
-
-def _absolute(value: object) -> object:
-    """A checked URL; a plain path becomes absolute, since workers and jobs run in other directories."""
-    if not isinstance(value, str):
-        return value
-    check_url(value)
-    return value if "://" in value else str(Path(value).expanduser().absolute())
-
-
-Url = Annotated[str, Field(min_length=1), BeforeValidator(_absolute)]
-Options = Annotated[dict[str, Any], AfterValidator(lambda options: refuse_secrets(options))]
 Size = Annotated[ByteSize, Field(gt=0)]
 
 
@@ -108,6 +95,13 @@ class Segments(_Model):
     max_segments: Annotated[int, Field(gt=0)] | None = None
 
 
+class Attention(_Model):
+    """Which keys of its window a query attends to: all of them, or the k with the largest scores."""
+
+    kind: Literal["full", "topk"] = "full"
+    k: Annotated[int, Field(gt=0)] = 16
+
+
 class Task(_Model):
     """One task: a head with its model. `settings` is the head's own Config, validated by the head's module."""
 
@@ -115,6 +109,7 @@ class Task(_Model):
     model: str
     revision: str | None = None
     segments: Segments | None = None
+    attention: Attention = Attention()
     settings: Any
 
     @model_validator(mode="before")
@@ -124,7 +119,7 @@ class Task(_Model):
             return value
         if "head" not in value:
             raise ValueError(f"head is missing; there are: {', '.join(modules(operators.heads))}")
-        own = {k: value[k] for k in ("head", "model", "revision", "segments") if k in value}
+        own = {k: value[k] for k in cls.model_fields if k in value and k != "settings"}
         rest = {k: v for k, v in value.items() if k not in own}
         return {**own, "settings": head_config(str(value["head"])).model_validate(rest)}
 
@@ -154,10 +149,19 @@ class Runtime(_Model):
 
     device: Literal["auto", "npu", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    precision_similarity: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
+    """The cosine to float32 that `precision: auto` must keep. Where one is given and half precision is taken, a sample of
+    documents is compared with the reference, and a run that keeps less is held (exit 4)."""
     backend: str = "torch"
+    exports: Url | None = None
+    """A directory of what `tidemill export` made, which every worker sees."""
     engine: Literal["ray", "local"] = "ray"
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Layers by torch.compile; auto: on CUDA, for long jobs."""
     tokens_per_pack: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     workers: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Of all machines of the job together, in any currency; the report then says what a million documents cost."""
     stages: Literal["auto", "fused", "split"] = "auto"
     """auto: fused into the encoder's actor on CPUs, CPU stages of their own on GPUs and NPUs."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
@@ -283,10 +287,11 @@ def _explain(error: ErrorDetails) -> str:
 def _known_keys(location: list[str]) -> list[str]:
     """The keys allowed where the last key of `location` stands."""
     if location[0] == "tasks" and len(location) > 2:
-        if "segments" in location[2:-1]:
-            return list(Segments.model_fields)
+        for part, below in (("segments", Segments), ("attention", Attention)):
+            if part in location[2:-1]:
+                return list(below.model_fields)
         settings = {name for kind in modules(operators.heads) for name in head_config(kind).model_fields}
-        return ["head", "model", "revision", "segments", *settings]
+        return [*(name for name in Task.model_fields if name != "settings"), *settings]
     model: Any = Config
     for part in location[:-1]:
         model = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from operators.attention.activation import activation_ratio
 from pipeline.config import Config
 from pipeline.errors import Held, Incomplete
 from pipeline.holding import hold, published_pieces
@@ -26,6 +27,7 @@ from pipeline.ledger.publish import Commit, publish
 from pipeline.ledger.records import Record
 from pipeline.parity import findings
 from pipeline.planning import Plan, draft, engine_of, make_plan
+from pipeline.speed import Clock, speed
 from pipeline.stages import Outcome
 from pipeline.stopping import Stop
 from pipeline.table import count_duplicate_ids
@@ -58,17 +60,17 @@ class Work:
     records: dict[str, Record] = field(default_factory=dict)
     encoded: int = 0
     failures: list[str] = field(default_factory=list)
-    tokens: float = 0.0
-    seconds: float = 0.0
+    clock: Clock = field(default_factory=Clock)
 
-    def add(self, outcome: Outcome) -> None:
-        """Take one outcome into account."""
+    def add(self, outcome: Outcome, seconds: float) -> None:
+        """Take one outcome into account, which came `seconds` after the work began."""
         if outcome.error:
             self.failures.append(f"{outcome.where}: {outcome.error}")
         if outcome.record:
             self.records[outcome.record.piece] = outcome.record
             self.encoded += outcome.encoded
-            self.tokens += outcome.record.statistics.get("tokens", 0) if outcome.encoded else 0
+            if outcome.encoded:
+                self.clock.add(outcome.record.statistics.get("tokens", 0), outcome.record.rows_out, seconds)
 
 
 def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
@@ -84,9 +86,9 @@ def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
         watch.planned(plan)
         started = time.perf_counter()
         for outcome in execute(plan, stop):
-            work.add(outcome)
+            work.add(outcome, time.perf_counter() - started)
             watch.done(outcome)
-        work.seconds = time.perf_counter() - started
+        work.clock.seconds = time.perf_counter() - started
         stop.check()
         closed, commit = settle(plan, work)
     result = report(plan, work, closed, commit)
@@ -162,9 +164,11 @@ def report(plan: Plan, work: Work, closed: list[Record], commit: Commit) -> dict
         "pieces": len(closed),
         "encoded": work.encoded,
         "reused": len(closed) - work.encoded,
-        "tokens": int(work.tokens),
-        "seconds": round(work.seconds, 3),
-        "tokens_per_second": round(work.tokens / work.seconds, 1) if work.seconds else 0.0,
+        "tokens": int(work.clock.tokens),
+        "seconds": round(work.clock.seconds, 3),
+        "tokens_per_second": round(work.clock.tokens / work.clock.seconds, 1) if work.clock.seconds else 0.0,
+        "speed": speed(work.clock, done, plan.config.runtime.price_per_hour),
+        "activation_ratio": activation_ratio(done),
         "parity": {task: asdict(found) for task, found in findings(work.records.values()).items()},
         "statistics": {k: round(v, 3) for k, v in sorted(done.items()) if not k.startswith("parity:")},
         "output": plan.config.output.path,

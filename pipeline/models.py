@@ -64,9 +64,21 @@ def check_model(config: Config, name: str, task: Task) -> Model:
     windowing = replace(windowing, capacity=windowing.capacity + beside, style=head.windows)
     padded = importlib.import_module(f"operators.encoders.{config.runtime.backend}").why_padded(layout)
     notes += (f"tasks.{name}: {padded}",) if padded else ()
-    model = ModelRecipe(task.model, repository.revision or task.revision)
-    view = View(Tokenization(model, head.prompt, tokenizer.fingerprint), windowing, head.companion)
+    model = ModelRecipe(task.model, repository.revision or task.revision, _top_k(config, name, task, layout))
+    view = View(Tokenization(model.full, head.prompt, tokenizer.fingerprint), windowing, head.companion)
     return Model(repository, layout, head, model, view, beside, notes)
+
+
+def _top_k(config: Config, name: str, task: Task, layout: Layout) -> int | None:
+    """What the task's attention asks of the encoder, None for full attention; ConfigError where the encoder has no top-k."""
+    if task.attention.kind == "full":
+        return None
+    backend = importlib.import_module(f"operators.encoders.{config.runtime.backend}")
+    # A backend without the function has full attention only.
+    why_not = getattr(backend, "why_no_top_k", lambda _: f"backend {config.runtime.backend} has full attention only")
+    if reason := why_not(layout):
+        raise ConfigError(f"no top-k attention: {reason}; leave attention out", field=f"tasks.{name}.attention")
+    return task.attention.k
 
 
 def share(models: dict[str, Model]) -> dict[str, Model]:

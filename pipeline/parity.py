@@ -1,12 +1,13 @@
 """The parity self-test: a sample of documents is encoded again by the reference, and the results are compared.
 
-The reference is transformers as it is, in float32 and padded, with the same tokens, windows and heads. What it finds travels in
-the records' statistics, as `parity:<task>:<name>`, so that a run that goes on after a failure knows what the pieces before it
-found.
+The reference is transformers as it is, in float32, padded and with full attention, with the same tokens, windows and heads. What
+it finds travels in the records' statistics, as `parity:<task>:<name>`, so that a run that goes on after a failure knows what the
+pieces before it found.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from operators.encoders import torch as reference
 from operators.encoding import Encode, Encoder
 from pipeline.ledger.records import Record
 from pipeline.preparing import Preparer
@@ -44,16 +44,18 @@ class Parity:
     def __init__(self, recipe: Recipe, preparer: Preparer) -> None:
         self._recipe = recipe
         self._preparer = preparer
+        reference = importlib.import_module("operators.encoders.torch")  # here, since the driver reads findings alone
         encoders: dict[ModelRecipe, Encoder] = {}
         self._passes: list[tuple[Pass, Encode]] = []
         for share in recipe.passes:
             layout = preparer.layout(share.model)
-            if share.model not in encoders:
-                encoders[share.model] = reference.load(layout, recipe.device, "fp32", padded=True)
+            full = share.model.full  # so that what top-k attention costs shows
+            if full not in encoders:
+                encoders[full] = reference.load(layout, recipe.device, "fp32", padded=True)
             # The frame too is made anew, from the model's own tokenizer.
             tokenizer = preparer.tokenizer(share.model, share.view.tokenization.prompt)
             frame = tokenizer.pair_frame() if share.view.companion else tokenizer.frame
-            encode = Encode(encoders[share.model], make_heads(share, layout), frame, _BUDGET)
+            encode = Encode(encoders[full], make_heads(share, layout), frame, _BUDGET)
             self._passes.append((share, encode))
 
     def compare(self, documents: pa.Table, results: dict[str, pa.Array], failed: Iterable[int], size: int) -> dict[str, float]:

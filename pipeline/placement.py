@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 
+_LANES = 4
+"""CPUs of one worker at most: each encodes packs of its own on the same weights; more would wait for Python's lock."""
+
 _MEMORY_PER_WORKER = 1 << 30
 """Bytes that a CPU worker needs beside its weights: interpreter, torch, one piece and its packs."""
 
@@ -35,7 +38,7 @@ class Placement:
     kind: str
     workers: int
     threads: int
-    """Threads of torch in each worker; 0 leaves torch's own choice (accelerators)."""
+    """Threads that encode in each worker; 0 leaves torch's own choice (accelerators)."""
     cpus_per_worker: float
     devices_per_worker: float
     cpus_per_task: float
@@ -74,6 +77,7 @@ def place(kind: str, has: Resources, wish: Wish) -> Placement:
             field="runtime.device",
         )
     cpus = max(1, int(has.cpus))
+    cpus_per_node = max(1, cpus // has.nodes)
     per_device = 1
     if wish.workers != "auto":
         workers = wish.workers
@@ -81,7 +85,7 @@ def place(kind: str, has: Resources, wish: Wish) -> Placement:
             per_device = -(-workers // int(has.devices))
     elif kind == "cpu":
         in_memory = has.memory * 6 // 10 // (2 * wish.weights_bytes + _MEMORY_PER_WORKER)
-        workers = max(1, min(cpus, in_memory))
+        workers = max(1, min(has.nodes * -(-cpus_per_node // _LANES), in_memory))
     else:
         workers = int(has.devices)
     if wish.workers == "auto":
@@ -90,7 +94,7 @@ def place(kind: str, has: Resources, wish: Wish) -> Placement:
     fused = wish.stages == "fused" or (wish.stages == "auto" and kind == "cpu" and wish.todos >= workers)
     # On each machine one CPU stays free of actors; where there is a single one they share it in quarters.
     free_for_actors = cpus - has.nodes if cpus > has.nodes else 0.25 * cpus
-    threads = max(1, cpus // workers) if kind == "cpu" else 0
+    threads = max(1, min(cpus // workers, cpus_per_node)) if kind == "cpu" else 0
     per_worker = free_for_actors / workers
     return Placement(
         kind=kind,

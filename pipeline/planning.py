@@ -18,8 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.devices import Device, choose, default_token_budget, resolve_precision
+from operators.devices import Device, choose
 from pipeline import sink
+from pipeline.backends import check_backend, choose_precision, device_of, find_exports
 from pipeline.config import Config
 from pipeline.errors import ConfigError, TidemillError
 from pipeline.ledger.pieces import Shard, Span, Todo
@@ -28,7 +29,8 @@ from pipeline.ledger.records import Record, find_work, read_records
 from pipeline.ledger.store import Store, open_store
 from pipeline.models import Model, check_model, head_columns, head_fields, share
 from pipeline.placement import Placement, Wish
-from pipeline.recipe import Recipe, TaskRecipe, Tolerance
+from pipeline.recipe import Recipe, TaskRecipe
+from pipeline.runtime import compiles, parity_sample, token_budget, tolerance
 from pipeline.source.listing import Listing, list_shards
 from pipeline.source.planning import Pins, SourcePlan, plan_source
 from pipeline.source.reading import ReadRecipe
@@ -68,8 +70,8 @@ class Plan:
     @property
     def weights_bytes(self) -> int:
         """Bytes of all models' weights that a worker holds, as they are on disk; with the parity test also the reference's."""
-        weights = sum({m.repository.path: m.repository.weights_bytes for m in self.models.values()}.values())
-        return 2 * weights if self.config.runtime.parity_sample else weights
+        weights = sum({(m.repository.path, m.recipe.top_k): m.repository.weights_bytes for m in self.models.values()}.values())
+        return 2 * weights if self.recipe.parity_sample else weights
 
     def place(self, engine: ModuleType) -> Placement:
         """Workers and their resources on `engine`, which is started for it."""
@@ -82,19 +84,24 @@ class Plan:
 
 def make_plan(config: Config) -> Plan:
     """Check and resolve everything. ConfigError (exit 2) on anything wrong."""
+    check_backend(config)
     models = share({name: check_model(config, name, task) for name, task in config.tasks.items()})
+    layouts = {name: model.layout for name, model in models.items()}
     settings = config.input.model_copy(update={"keep": config.input.keep | head_columns(config, models)})
     fields = head_fields(config, models)
     store, base = _open(config)
     records = manifest_records(store, base) if base else []
     device, reasons = _device(config)
-    precision = _precision(config, models, device, base, reasons)
+    precision, reasons["precision"] = choose_precision(config, layouts, device, base)
+    exports = find_exports(config, layouts, precision)
     _check_limit(config, base)
     listing = list_shards(config.input, config.output.path)
     pins = Pins(base.pins.get("piece_bytes"), sink.kept_schema(commit_schema(base))) if base else Pins()
     source = plan_source(settings, listing, pins, _settled(base, records, config.input.limit), fields)
     schema = _schema(config, models, source)
     fingerprint = _fingerprint(config, models, precision, schema)
+    if exports and exports.digests:  # calibration changes values
+        fingerprint["exports"] = sorted(exports.digests.values())
     generation = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     if base and generation != base.generation:
         # Everything is done again, so every shard is opened again.
@@ -112,11 +119,13 @@ def make_plan(config: Config) -> Plan:
         device=device.kind,
         precision=precision,
         backend=config.runtime.backend,
-        tokens_per_pack=_budget(config, device),
+        exports=exports,
+        tokens_per_pack=token_budget(config, device),
+        compile=compiles(config, device, sum(todo.span.weight for todo in todos)),
         max_restarts=config.runtime.max_restarts,
-        parity_sample=config.runtime.parity_sample,
+        parity_sample=parity_sample(config, precision),
         weight=sum(todo.span.weight for todo in todos),
-        tolerance=_tolerance(config, precision),
+        tolerance=tolerance(config, precision),
     )
     return Plan(
         config, base, records, listing, source, models, device, precision, reasons, fingerprint, generation, known, todos, recipe
@@ -174,35 +183,10 @@ def _device(config: Config) -> tuple[Device, dict[str, str]]:
     if config.runtime.engine == "ray" and os.environ.get("RAY_ADDRESS"):
         offered = engine_of(config).devices()
     try:
-        device = choose(config.runtime.device, offered)
+        device = choose(device_of(config), offered)
     except ValueError as error:
         raise ConfigError(str(error), field="runtime.device") from error
     return device, {"device": device.reason}
-
-
-def _precision(config: Config, models: dict[str, Model], device: Device, base: Commit | None, reasons: dict[str, str]) -> str:
-    pinned = base.pins.get("precision") if base else None
-    if config.runtime.precision == "auto" and pinned:
-        reasons["precision"] = f"pinned by version {base.version if base else 0} of the table"
-        return str(pinned)
-    try:
-        resolved = {resolve_precision(config.runtime.precision, device.kind, m.layout.model_type) for m in models.values()}
-    except ValueError as error:
-        raise ConfigError(str(error), field="runtime.precision") from error
-    # One precision for the job: where families differ, the widest that all of them stand.
-    name, why = max(resolved, key=lambda r: ("bf16", "fp16", "fp32").index(r[0]))
-    reasons["precision"] = why
-    return name
-
-
-def _tolerance(config: Config, precision: str) -> Tolerance:
-    asked = config.runtime.parity_similarity
-    return Tolerance((0.9999 if precision == "fp32" else 0.99) if asked == "auto" else asked, config.runtime.parity_apart)
-
-
-def _budget(config: Config, device: Device) -> int:
-    asked = config.runtime.tokens_per_pack
-    return default_token_budget(device.kind) if asked == "auto" else asked
 
 
 def _schema(config: Config, models: dict[str, Model], source: SourcePlan) -> pa.Schema:
@@ -233,6 +217,8 @@ def _fingerprint(config: Config, models: dict[str, Model], precision: str, schem
                 "weights": m.repository.weights_fingerprint,
                 "tokenizer": m.repository.tokenizer_fingerprint,
                 "windows": asdict(m.view.windowing),
+                # Left out where it is full, so that tables made before it could be chosen keep their generation.
+                **({"attention": config.tasks[name].attention.model_dump()} if m.recipe.top_k else {}),
             }
             for name, m in models.items()
         },

@@ -20,6 +20,9 @@ from operators.schema import N_SEGMENTS, N_TOKENS, TEXT, TRUNCATED
 from operators.tokenization import Tokenizer
 from pipeline.recipe import ModelRecipe, Recipe, Tokenization, View
 
+SAME_TEXT = "__same_text"
+"""Column of numbers, the same for documents of a piece with the same text; absent where more than the text counts."""
+
 Reasons = dict[int, tuple[str, str]]
 """Row -> reason and detail."""
 
@@ -33,9 +36,9 @@ class Preparer:
 
     def layout(self, model: ModelRecipe) -> Layout:
         """The layout of a model's files, which are looked for once: they may lie in an object store."""
-        if model not in self._layouts:
-            self._layouts[model] = read_layout(resolve(model.source, model.revision).path)
-        return self._layouts[model]
+        if model.full not in self._layouts:
+            self._layouts[model.full] = read_layout(resolve(model.source, model.revision).path)
+        return self._layouts[model.full]
 
     @cached_property
     def tokenizers(self) -> dict[Tokenization, Tokenizer]:
@@ -77,6 +80,8 @@ class Preparer:
     def prepare(self, documents: pa.Table) -> tuple[pa.Table, Reasons]:
         """Add ids, companions and counts, take away the text where no head reads it; and the rows that are too long."""
         texts = documents[TEXT].combine_chunks()
+        if self._recipe.text_decides:
+            documents = _append(documents, {SAME_TEXT: pc.dictionary_encode(texts).indices})
         if not self._recipe.wants_text:
             documents = documents.drop_columns([TEXT])
         for i, (tokenization, tokenizer) in enumerate(self.tokenizers.items()):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from operators.encoding import Head
+from operators.exports import Exports
 from operators.inputs import Companion
 from operators.models.layout import Layout
 from operators.segmentation import Windowing
@@ -24,6 +25,13 @@ class ModelRecipe:
 
     source: str
     revision: str | None
+    top_k: int | None = None
+    """Keys that a query attends to, as `operators.attention.topk`; None for full attention."""
+
+    @property
+    def full(self) -> ModelRecipe:
+        """The same model with full attention: what tokenizers, layouts and the reference are found by."""
+        return replace(self, top_k=None)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,11 @@ class Recipe:
     device: str
     precision: str
     backend: str
+    exports: Exports | None
+    """Of backends that need them."""
     tokens_per_pack: int
+    compile: bool
+    """Encoders compile their layers; only with backend torch."""
     max_restarts: int
     parity_sample: int
     """Documents that are compared with the reference, in all."""
@@ -110,6 +122,11 @@ class Recipe:
     def columns(self) -> tuple[str, ...]:
         """Columns that heads read beside the text, each once."""
         return tuple(dict.fromkeys(column for task in self.tasks for column in task.columns))
+
+    @property
+    def text_decides(self) -> bool:
+        """Documents with the same text have the same results: heads read nothing else that differs from row to row."""
+        return not self.columns
 
     def wants_offsets(self, tokenization: Tokenization) -> bool:
         """Some head reads where the tokens of this tokenization are."""

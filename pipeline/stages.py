@@ -6,9 +6,7 @@ way, or the `Outcome` of a piece that is settled (recorded already, or failed), 
 
 from __future__ import annotations
 
-import importlib
 import json
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,9 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from operators.devices import set_threads
-from operators.encoding import Encode, Encoder
-from operators.models.layout import Layout
 from operators.schema import COUNTS, ID, N_TOKENS, ROW, SHARD, TEXT, TRUNCATED
 from pipeline import batch as wire
 from pipeline import quarantine, sink
@@ -29,9 +24,9 @@ from pipeline.batch import Batch
 from pipeline.errors import TidemillError
 from pipeline.ledger.pieces import Todo
 from pipeline.ledger.records import Record, from_json, read_record, to_json
-from pipeline.parity import Parity
+from pipeline.passes import Passes
 from pipeline.preparing import Preparer, count_column
-from pipeline.recipe import Pass, Recipe, make_heads
+from pipeline.recipe import Recipe
 from pipeline.source.reading import read_span
 
 
@@ -78,20 +73,11 @@ class Stages:
         self._recipe = recipe
         self._threads = threads
         self._preparer = Preparer(recipe)
-        self._passes: list[tuple[Pass, Encode]] | None = None
-        self._parity: Parity | None = None
-        self._one_at_a_time = threading.Lock()
+        self._passes: Passes | None = None
 
     def load(self) -> None:
         """Load the models; only workers that encode do."""
-        models = dict.fromkeys(task.model for task in self._recipe.tasks)
-        encoders = {model: _load(self._recipe, self._preparer.layout(model)) for model in models}
-        self._passes = [(share, self._pass(share, encoders[share.model])) for share in self._recipe.passes]
-        self._parity = Parity(self._recipe, self._preparer) if self._recipe.parity_sample else None
-
-    def _pass(self, share: Pass, encoder: Encoder) -> Encode:
-        heads = make_heads(share, self._preparer.layout(share.model))
-        return Encode(encoder, heads, self._preparer.frame(share.view), self._recipe.tokens_per_pack)
+        self._passes = Passes(self._recipe, self._preparer, self._threads)
 
     def read(self, todo: Todo) -> Iterator[Item]:
         """The pieces of a span that have no record yet, in order; ends early where a stop was asked for."""
@@ -121,10 +107,6 @@ class Stages:
         assert isinstance(outcome, Outcome)
         return outcome
 
-    def finish(self, item: Item) -> Outcome:
-        """prepare, encode and write in one go; never raises for what one piece did."""
-        return self.write(self.encode(self.prepare(item)))
-
     def _guard(self, item: Item, stage: Callable[[Batch], Item]) -> Item:
         if isinstance(item, Outcome):
             return item
@@ -134,39 +116,27 @@ class Stages:
             return Outcome(_where(item), error=_describe(error))
 
     def _prepare(self, batch: Batch) -> Batch:
+        started = time.perf_counter()
         batch = _set_aside(batch, self._preparer.unfit(batch.documents))
         text_bytes = pc.sum(pc.binary_length(batch.documents[TEXT])).as_py() or 0
         documents, too_long = self._preparer.prepare(batch.documents)
-        counts = {"text_bytes": text_bytes, "tokenizations": len(self._recipe.tokenizations)}
+        counts = {
+            "text_bytes": text_bytes,
+            "tokenizations": len(self._recipe.tokenizations),
+            "prepare_seconds": time.perf_counter() - started,
+        }
         return _set_aside(replace(batch, documents=documents, statistics={**batch.statistics, **counts}), too_long)
 
     def _encode(self, batch: Batch) -> Batch:
         if self._passes is None:
             raise RuntimeError("load() comes before encode()")
-        results: dict[str, pa.Array] = {}
-        failed: dict[int, tuple[str, str]] = {}
-        statistics = dict(batch.statistics)
-        started = time.perf_counter()
-        with self._one_at_a_time:
-            waited = time.perf_counter()
-            if self._threads:
-                set_threads(self._threads)  # here, since OpenMP keeps the number for each calling thread
-            for share, encode in self._passes:
-                encoded = encode(self._preparer.inputs(batch.documents, share.view))
-                results |= encoded.values
-                for row, failure in encoded.failed.items():
-                    reason = f"task_failed:{failure.task}" if failure.reason == "task_failed" else failure.reason
-                    failed.setdefault(row, (reason, failure.detail))
-                for name, value in {**encoded.statistics, "encoder_passes": 1}.items():
-                    statistics[name] = statistics.get(name, 0) + value
-            statistics["encode_seconds"] = time.perf_counter() - waited
-            statistics["wait_seconds"] = waited - started
-            if self._parity and batch.index == 0:
-                statistics |= self._parity.compare(batch.documents, results, failed, self._recipe.sample_of(batch.span.weight))
+        sample = self._recipe.sample_of(batch.span.weight) if batch.index == 0 else 0
+        results = self._passes(batch.documents, sample=sample)
         documents = batch.documents
-        for name, values in results.items():
+        for name, values in results.values.items():
             documents = documents.append_column(f"__result_{name}", values)
-        batch = _set_aside(replace(batch, documents=documents, statistics=statistics), failed)
+        batch = replace(batch, documents=documents, statistics={**batch.statistics, **results.statistics})
+        batch = _set_aside(batch, results.failed)
         return replace(batch, documents=self._output(batch))
 
     def _output(self, batch: Batch) -> pa.Table:
@@ -192,13 +162,6 @@ class Stages:
         mine = replace(batch, statistics={**batch.statistics, **counts})
         record, won = sink.write(self._recipe.store, self._recipe.generation, mine)
         return Outcome(_where(batch), record, encoded=won)
-
-
-def _load(recipe: Recipe, layout: Layout) -> Encoder:
-    """The weights of a model, once for all tasks that use it."""
-    backend = importlib.import_module(f"operators.encoders.{recipe.backend}")
-    encoder: Encoder = backend.load(layout, recipe.device, recipe.precision)
-    return encoder
 
 
 def _set_aside(batch: Batch, reasons: dict[int, tuple[str, str]]) -> Batch:

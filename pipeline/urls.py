@@ -1,4 +1,4 @@
-"""URLs and storage options that a config may hold: allowed protocols, no chains, no credentials.
+"""URLs and storage options that a config may hold, also as pydantic types: allowed protocols, no chains, no credentials.
 
 No message here repeats a URL or an option's value, since either may hold a password.
 """
@@ -6,8 +6,11 @@ No message here repeats a URL or an option's value, since either may hold a pass
 from __future__ import annotations
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 PROTOCOLS = ("file", "s3", "gs", "gcs", "az", "abfs")
 """fsspec protocols that input, output and models may use."""
@@ -52,3 +55,15 @@ def refuse_secrets(options: dict[str, Any], where: str = "") -> dict[str, Any]:
             elif isinstance(item, str) and "://" in item and urlsplit(item).username is not None:
                 raise ValueError(f"{where}{key!r} holds a URL with credentials; give them by the environment instead")
     return options
+
+
+def _absolute(value: object) -> object:
+    """A checked URL; a plain path becomes absolute, since workers and jobs run in other directories."""
+    if not isinstance(value, str):
+        return value
+    check_url(value)
+    return value if "://" in value else str(Path(value).expanduser().absolute())
+
+
+Url = Annotated[str, Field(min_length=1), BeforeValidator(_absolute)]
+Options = Annotated[dict[str, Any], AfterValidator(refuse_secrets)]

@@ -9,12 +9,17 @@ through a skewed view: nothing is gathered for each pair of tokens. Letters of s
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from operators.attention import npu
 from operators.attention.varlen import Projected, Windows
 
 _SCORES = 2**26
@@ -48,6 +53,14 @@ class Positions:
 
 def attend(qkv: Projected, windows: Windows, positions: Positions, scale: float) -> Tensor:
     """softmax(scale q k^T + c2p + p2c) v within each window, [T, N, D]. `positions` are laid out by distance."""
+    if _kernel_takes(qkv[0]):
+        fused: Tensor = _kernel().attend(qkv, windows, positions, scale)
+        return fused
+    return attend_strided(qkv, windows, positions, scale)
+
+
+def attend_strided(qkv: Projected, windows: Windows, positions: Positions, scale: float) -> Tensor:
+    """As `attend`, on every device."""
     attended = qkv[0].new_empty(qkv[0].shape)
     scores = _SCORES_ON_CPU if attended.device.type == "cpu" else _SCORES
     for run in windows.runs:
@@ -58,9 +71,28 @@ def attend(qkv: Projected, windows: Windows, positions: Positions, scale: float)
             tokens = slice(start, min(start + at_once * length, run.tokens.stop))
             # Heads first: the products with the positions are then over all windows at once.
             q, k, v = (torch.unflatten(x[tokens].transpose(0, 1), 1, (-1, length)) for x in qkv)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=_position_scores(q, k, near), scale=scale)
+            bias = _position_scores(q, k, near)
+            if npu.is_npu(q):
+                mixed = npu.attend_biased((q, k, v), bias, scale)
+            else:
+                mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
             attended[tokens] = mixed.flatten(1, 2).transpose(0, 1)
     return attended
+
+
+def _kernel_takes(queries: Tensor) -> bool:
+    """Half precision on an Ampere GPU or a newer one, and heads that fill a tile of tensor cores and still fit the chip."""
+    fits = queries.dtype in (torch.float16, torch.bfloat16) and queries.shape[-1] in (16, 32, 64, 128)
+    if not fits or queries.device.type != "cuda" or _kernel() is None:
+        return False
+    return torch.cuda.get_device_capability(queries.device) >= (8, 0)
+
+
+@functools.cache
+def _kernel() -> Any:
+    """The module of the fused kernel; None where there is no Triton, which torch brings for CUDA on Linux alone."""
+    found = importlib.util.find_spec("triton")
+    return importlib.import_module("operators.attention.triton_disentangled") if found else None
 
 
 def _position_scores(q: Tensor, k: Tensor, positions: Positions) -> Tensor | None:

@@ -5,19 +5,26 @@ Letters of shapes: T tokens of the pack, N heads, D components of a head, B wind
 
 from __future__ import annotations
 
+import bisect
 import functools
-import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from operators.attention import npu
 from operators.packing import Pack
+from operators.transfer import to_device
 
 Projected = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values, each [T, N, D]."""
+
+_SHORT = 64
+"""Windows of up to as many tokens are all alike to a kernel that works in tiles of that size."""
+_TOKENS_AT_ONCE = 512
+"""Tokens whose products a CPU takes at once in half precision: their scores then stay in a core's cache."""
 
 _BLOCK = 128
 """Queries that share one stretch of keys where attention is local: long enough for a kernel, short against long windows."""
@@ -36,6 +43,20 @@ class Run:
     def tokens(self) -> slice:
         """Where its tokens lie in the pack."""
         return slice(self.start, self.start + self.count * self.length)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Adjacent windows of similar lengths, those from number `first` to before `last` of the pack."""
+
+    first: int
+    last: int
+    length: int
+    """Tokens of the longest. No other is less than half as long, unless all are short."""
+
+    def takes(self, length: int) -> bool:
+        """Whether windows of `length` tokens may join."""
+        return length <= self.length and (self.length <= _SHORT or 2 * length >= self.length)
 
 
 @dataclass(frozen=True)
@@ -58,11 +79,23 @@ class Windows:
         counts = np.diff(firsts, append=len(lengths))
         runs = zip(pack.cu_seqlens[firsts].tolist(), counts.tolist(), lengths[firsts].tolist(), strict=True)
         return cls(
-            torch.from_numpy(pack.cu_seqlens).to(device),
+            to_device(pack.cu_seqlens, device),
             tuple(pack.cu_seqlens[1:].tolist()),
             tuple(Run(*run) for run in runs if run[2]),
             pack.max_length,
         )
+
+    @functools.cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """All windows that have tokens, in order: what shares room as long as the longest without wasting much."""
+        groups: list[Group] = []
+        for run in self.runs:
+            first = bisect.bisect_right(self.ends, run.start)
+            if groups and groups[-1].takes(run.length):
+                groups[-1] = replace(groups[-1], last=first + run.count)
+            else:
+                groups.append(Group(first, first + run.count, run.length))
+        return tuple(groups)
 
 
 def attend(qkv: Projected, windows: Windows, scale: float, reach: int | None = None) -> Tensor:
@@ -70,8 +103,8 @@ def attend(qkv: Projected, windows: Windows, scale: float, reach: int | None = N
 
     `reach`: tokens that a token sees to each side, besides itself; None: its whole window."""
     queries = qkv[0]
-    if queries.device.type == "npu":
-        return _attend_npu(qkv, windows, scale, reach)
+    if npu.is_npu(queries):
+        return npu.attend(qkv, windows, scale, reach)
     if queries.device.type == "cuda" and _flash_takes(queries):
         return _attend_cuda(qkv, windows, scale, reach)
     attended = queries.new_empty(queries.shape)
@@ -86,6 +119,8 @@ def _attend_run(qkv: Projected, scale: float, reach: int | None) -> Tensor:
     q, k, v = qkv
     length = q.shape[-2]
     if reach is None or length <= reach + 1:
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= _TOKENS_AT_ONCE:
+            return _attend_products(qkv, scale)
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     positions = torch.arange(length, device=q.device)
     blocks = []
@@ -97,6 +132,17 @@ def _attend_run(qkv: Projected, scale: float, reach: int | None) -> Tensor:
             F.scaled_dot_product_attention(q[..., mine, :], k[..., seen, :], v[..., seen, :], attn_mask=near, scale=scale)
         )
     return torch.cat(blocks, dim=-2)
+
+
+def _attend_products(qkv: Projected, scale: float) -> Tensor:
+    """The formula as it stands, a few windows at a time: torch's fused kernel is no faster in half precision than in single."""
+    attended = torch.empty_like(qkv[0])
+    at_once = _TOKENS_AT_ONCE // attended.shape[-2]
+    for start in range(0, len(attended), at_once):
+        q, k, v = (x[start : start + at_once].flatten(0, 1) for x in qkv)
+        shares = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale).softmax(-1)
+        attended[start : start + at_once] = torch.unflatten(torch.bmm(shares, v), 0, (-1, attended.shape[1]))
+    return attended
 
 
 def _flash_takes(queries: Tensor) -> bool:
@@ -123,28 +169,3 @@ def _attend_cuda(qkv: Projected, windows: Windows, scale: float, reach: int | No
         window_size_right=width,
     )[0]
     return attended
-
-
-def _attend_npu(qkv: Projected, windows: Windows, scale: float, reach: int | None) -> Tensor:
-    """CANN's fused attention in its layout for packs, which wants the ends of the windows as numbers of the host."""
-    torch_npu = importlib.import_module("torch_npu")
-    ends = list(windows.ends)
-    band = {}
-    if reach is not None:
-        band = {"sparse_mode": 4, "pre_tockens": reach, "next_tockens": reach, "atten_mask": _band_mask(qkv[0].device)}
-    attended: Tensor = torch_npu.npu_fusion_attention(
-        *qkv,
-        qkv[0].shape[1],
-        input_layout="TND",
-        scale=scale,
-        actual_seq_qlen=ends,
-        actual_seq_kvlen=ends,
-        **band,
-    )[0]
-    return attended
-
-
-@functools.cache
-def _band_mask(device: torch.device) -> Tensor:
-    """The mask that CANN wants with its band mode, whatever the lengths."""
-    return torch.ones(2048, 2048, dtype=torch.bool, device=device).triu(1)

@@ -12,16 +12,11 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 
 from operators.attention.disentangled import Positions, attend
 from operators.attention.varlen import Projected, Windows
-from operators.models.packed import as_batch, position_ids, token_types
-from operators.packing import Pack
+from operators.models.packed import as_batch, position_ids
+from operators.packing import Pack, token_types
 
-FAMILIES = ("deberta", "deberta-v2")
-"""The second is v2 and v3."""
-
-
-def why_padded(config: dict[str, Any]) -> str | None:
-    """What in config.json this loop does not cover; None where there is nothing."""
-    return "talking_head mixes the scores of its heads" if config.get("talking_head") else None
+_REACH = 64
+"""Positions are laid out by distance for windows of a multiple of it."""
 
 
 class Deberta:
@@ -33,12 +28,14 @@ class Deberta:
         embeddings = model.encoder.get_rel_embedding()
         self._attention = [_Attention(layer.attention.self, embeddings) for layer in model.encoder.layer]
         self._convolution = getattr(model.encoder, "conv", None)  # v2 xlarge and xxlarge
+        self._reach = 0
+        self._positions: list[Positions] = []
 
     def __call__(self, pack: Pack) -> Tensor:
         """float [T, H]"""
         device = self._model.device
         windows = Windows.of(pack, device)
-        slots = _slots(self._model.config, windows.max_length).to(device)
+        positions = self._positions_for(windows.max_length)
         embedded: Tensor = self._model.embeddings(
             input_ids=as_batch(pack.input_ids, device),
             token_type_ids=as_batch(token_types(pack), device),
@@ -46,11 +43,20 @@ class Deberta:
         )[0]
         hidden = embedded
         for index, (layer, attention) in enumerate(zip(self._model.encoder.layer, self._attention, strict=True)):
-            attended = layer.attention.output(attention(hidden, windows, slots), hidden)
+            attended = layer.attention.output(attention(hidden, windows, positions[index]), hidden)
             hidden = layer.output(layer.intermediate(attended), attended)
             if index == 0 and self._convolution is not None:
                 hidden = _convolve(self._convolution, embedded, hidden, windows)
         return hidden
+
+    def _positions_for(self, length: int) -> list[Positions]:
+        """Those of each layer, by distance, for windows longer than `length`: made once, and anew when longer windows come."""
+        if length >= self._reach:
+            reach = (length // _REACH + 1) * _REACH
+            slots = _slots(self._model.config, reach).to(self._model.device)
+            self._positions = [attention.positions.by_distance(slots) for attention in self._attention]
+            self._reach = reach  # last, for memory may run out before
+        return self._positions
 
 
 class _Attention:
@@ -63,17 +69,16 @@ class _Attention:
         count = len(terms) if self._first else ("c2p" in terms) + ("p2c" in terms)
         self._scale = 1 / math.sqrt(module.attention_head_size * (1 + count))
         if embeddings is None:
-            self._positions = Positions(None, None)
+            self.positions = Positions(None, None)
         else:
             key, query = self._projections()
-            self._positions = Positions(
+            self.positions = Positions(
                 self._project_positions(embeddings, key) if "c2p" in terms else None,
                 self._project_positions(embeddings, query) if "p2c" in terms else None,
             )
 
-    def __call__(self, hidden_TH: Tensor, windows: Windows, slots: Tensor) -> Tensor:
-        """float [T, H]"""
-        positions = self._positions.by_distance(slots)
+    def __call__(self, hidden_TH: Tensor, windows: Windows, positions: Positions) -> Tensor:
+        """float [T, H]; `positions`: this layer's, laid out by distance."""
         return attend(self._project(hidden_TH), windows, positions, self._scale).flatten(1)
 
     def _project(self, hidden_TH: Tensor) -> Projected:

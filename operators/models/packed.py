@@ -13,27 +13,26 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from operators.attention import topk
 from operators.attention.varlen import Windows, attend
-from operators.packing import Pack
+from operators.models.families import WITHOUT_TOKEN_TYPES
+from operators.packing import Pack, token_types
 from operators.segmentation import Ints
+from operators.transfer import to_device
 
 ATTENTION = "tidemill_packed"
 """What models are to be loaded with as `attn_implementation`."""
-
-FAMILIES = ("albert", "bert", "camembert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta")
-
-WITHOUT_TOKEN_TYPES = ("distilbert", "modernbert", "mpnet")
-"""Families that take no token types; the others get them always, as transformers would make them up for the wrong shape."""
 
 _OFFSET_POSITIONS = ("camembert", "roberta", "xlm-roberta")
 """Families whose position ids start behind the padding id."""
 
 
 class Packed:
-    """A model of one of FAMILIES, loaded with ATTENTION."""
+    """A model of one of `families.PACKED`, loaded with ATTENTION. `top_k`: as `operators.attention.topk`, None for full."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, top_k: int | None = None) -> None:
         self._model = model
+        self._top_k = top_k
         family = model.config.model_type
         self._padding = model.config.pad_token_id if family in _OFFSET_POSITIONS else None
         self._token_types = family not in WITHOUT_TOKEN_TYPES
@@ -46,6 +45,7 @@ class Packed:
             input_ids=as_batch(pack.input_ids, device),
             position_ids=as_batch(position_ids(pack, self._padding), device),
             windows=Windows.of(pack, device),
+            top_k=self._top_k,
             **inputs,
         )
         hidden: Tensor = output.last_hidden_state[0]
@@ -67,15 +67,9 @@ def position_ids(pack: Pack, padding: int | None = None) -> Ints:
     return np.where(counted, within + first, first - 1)
 
 
-def token_types(pack: Pack) -> Ints:
-    """int64 [T]"""
-    types = pack.token_types
-    return np.zeros(len(pack.input_ids), np.int64) if types is None else types.astype(np.int64)
-
-
 def as_batch(values: Any, device: torch.device) -> Tensor:
     """int64 [1, T] on `device`."""
-    return torch.from_numpy(values).to(device, torch.int64)[None]
+    return to_device(values, device).to(torch.int64)[None]
 
 
 def _attend(
@@ -86,6 +80,7 @@ def _attend(
     attention_mask: None,
     *,
     windows: Windows,
+    top_k: int | None = None,
     scaling: float,
     sliding_window: int | None = None,
     **_: object,
@@ -94,6 +89,8 @@ def _attend(
 
     TypeError without `windows`: transformers would have dropped the mask of a padded batch by now, without a word."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if top_k is not None:
+        return topk.attend((q, k, v), windows, scaling, top_k)[None], None
     # ModernBERT hands over one more than a token sees to each side; see transformers.modeling_flash_attention_utils.
     reach = None if sliding_window is None else sliding_window - 1
     return attend((q, k, v), windows, scaling, reach)[None], None

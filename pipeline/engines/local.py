@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import psutil
@@ -24,18 +25,25 @@ def placement(kind: str, wish: Wish) -> Placement:
 
 
 def execute(recipe: Recipe, placement: Placement, todos: list[Todo], stop: Stop) -> Iterator[Outcome]:
-    """Yield an outcome for each piece of `todos`, in their order."""
+    """Yield an outcome for each piece of `todos`, in their order. While one is encoded, the next is read and the last written."""
     stages = Stages(recipe, threads=placement.threads)
-    stages.load()
-    for todo in todos:
-        items = stages.read(todo)
+    prepared = (stages.prepare(item) for todo in todos for item in stages.read(todo))
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        ahead = reader.submit(next, prepared, None)
+        stages.load()
+        written: Future[Outcome] | None = None
         while True:
             with stop.interruptible():
-                item = next(items, None)
+                item = ahead.result()
                 if item is None:
                     break
-                encoded = stages.encode(stages.prepare(item))
-            yield stages.write(encoded)
+                ahead = reader.submit(next, prepared, None)
+                encoded = stages.encode(item)
+            if written:
+                yield written.result()
+            written = writer.submit(stages.write, encoded)
+        if written:
+            yield written.result()
 
 
 def shutdown() -> None:

@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -40,12 +41,15 @@ class FusedWorker:
 
     def __init__(self, recipe: Recipe, threads: int) -> None:
         self._stages = Stages(recipe, threads=threads)
-        self._stages.load()
+        # The first pieces are read meanwhile; what goes wrong here is raised by the first call.
+        self._loaded = ThreadPoolExecutor(1, "load").submit(self._stages.load)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for todo in from_todo_block(block):
             for item in self._stages.read(todo):
-                yield to_block(self._stages.finish(item))
+                prepared = self._stages.prepare(item)
+                self._loaded.result()
+                yield to_block(self._stages.write(self._stages.encode(prepared)))
 
 
 class EncodeWorker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,14 @@ from operators.packing import Pack
 from tests.tiny import tiny_sentence_transformer
 
 BACKENDS = sorted(m.name for m in pkgutil.iter_modules(operators.encoders.__path__) if not m.name.startswith("_"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty cache, for what backends make of a model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIDEMILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
+from operators.segmentation import Windowing, segment
 from pipeline import open_output
 from pipeline.config import Config, from_dict
 from pipeline.errors import ConfigError
@@ -118,6 +119,39 @@ def test_tokenizers_and_prompts_that_differ_are_tokenized_apart(tmp_path: Path, 
     names = open_output(str(tmp_path / "out")).schema.names
     assert "b_n_tokens" not in names  # as the first task's
     assert {"c_n_tokens", "d_n_segments"} <= set(names)
+
+
+def test_full_and_top_k_attention_of_one_model_side_by_side(tmp_path: Path, models: dict[str, Path]) -> None:
+    write_corpus(tmp_path / "in", shards=2, rows=9)
+    full = {"head": "embedding", "model": str(models["one"])}
+    k = 2
+    alone = _job(tmp_path, "alone", {"full": full})
+    assert alone["activation_ratio"] is None
+    tasks = {
+        "full": full,
+        "sparse": {**full, "attention": {"kind": "topk", "k": k}},
+        "whole": {**full, "attention": {"kind": "topk", "k": 32}},
+    }
+    compared = ["runtime.parity_sample=6", "runtime.parity_apart=1"]
+    done = run(from_dict(_config(tmp_path, "both", tasks).to_dict(), compared))
+    counts = done["statistics"]
+    assert counts["tokenizations"] == done["pieces"]
+    assert counts["encoder_passes"] == 3 * done["pieces"]
+    # The reference has full attention, so that what two keys cost shows.
+    assert done["parity"]["full"]["apart"] == done["parity"]["whole"]["apart"] == 0
+    assert done["parity"]["full"]["similarity"] == pytest.approx(1, abs=1e-5)
+    assert done["parity"]["sparse"]["apart"] > 0
+
+    table = open_output(str(tmp_path / "both")).to_table()
+    lone = open_output(str(tmp_path / "alone")).to_table()
+    vectors = {name: np.array(table[name].to_pylist()) for name in tasks}
+    np.testing.assert_allclose(vectors["full"], np.array(lone["full"].to_pylist()), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(vectors["whole"], vectors["full"], rtol=0, atol=2e-6)
+    assert np.abs(vectors["sparse"] - vectors["full"]).max() > 0.01
+
+    windows = segment(np.array(table["n_tokens"].to_pylist()), Windowing(30, 6)).length + 2
+    kept = sum(n * min(n, k) + n * n for n in windows.tolist())
+    assert done["activation_ratio"] == pytest.approx(kept / sum(2 * n * n for n in windows.tolist()), rel=1e-9)
 
 
 def test_a_row_is_set_aside_with_the_name_of_the_task_that_failed(tmp_path: Path, models: dict[str, Path]) -> None:

@@ -77,14 +77,21 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
 def make_embedder() -> Callable[..., Embedder]:
     """Makes an Embedder of a model directory; windows are cut as `max_seq_length` says."""
 
-    def make(path: Path, *, budget: int = 2048, encoder: Callable[[Layout], Encoder] | None = None, **settings: Any) -> Embedder:
+    def make(
+        path: Path,
+        *,
+        budget: int = 2048,
+        lanes: int = 1,
+        encoder: Callable[[Layout], Encoder] | None = None,
+        **settings: Any,
+    ) -> Embedder:
         layout = read_layout(path)
         head = Head(Config(**settings), layout)
         tokenizer = Tokenizer(layout.transformer_dir, prompt=head.prompt, lowercase=layout.do_lower_case)
         window = min(n for n in (layout.max_seq_length, layout.max_positions, tokenizer.model_max_length) if n)
         capacity = window - tokenizer.frame.size
         made = encoder(layout) if encoder else backend.load(layout, "cpu", "fp32")
-        encode = Encode(made, {"vector": head}, tokenizer.frame, budget)
+        encode = Encode(made, {"vector": head}, tokenizer.frame, budget, lanes)
         return Embedder(layout, tokenizer, head, encode, Windowing(capacity, resolve_overlap("auto", capacity)))
 
     return make

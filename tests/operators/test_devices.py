@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from operators.devices import choose, default_token_budget, resolve_precision, set_threads
+from operators.devices import (
+    choose,
+    default_token_budget,
+    free_memory,
+    is_out_of_memory,
+    release_memory,
+    resolve_compile,
+    set_threads,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,31 +50,19 @@ def test_an_absent_device_says_what_to_do(kind: str) -> None:
         choose(kind, {})
 
 
+def test_a_torch_npu_that_cannot_be_loaded_is_no_device_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch_npu.py").write_text('raise ImportError("libhccl.so: cannot open shared object file\\nmore")')
+    monkeypatch.syspath_prepend(tmp_path)
+    why = "torch_npu cannot be loaded: ImportError: libhccl.so: cannot open shared object file"
+    with pytest.raises(ValueError, match=f"no npu: {why}[^\\n]*choose auto or cpu"):
+        choose("npu")
+    device = choose("auto")
+    assert device.kind == ("cuda" if torch.cuda.device_count() else "cpu")
+
+
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(ValueError, match="'tpu' is unknown"):
         choose("tpu")
-
-
-@pytest.mark.parametrize(
-    ("asked", "kind", "model_type", "name"),
-    [
-        ("auto", "cpu", "bert", "fp32"),
-        ("auto", "cpu", "deberta-v2", "fp32"),
-        ("auto", "cuda", "bert", "bf16"),
-        ("auto", "npu", "xlm-roberta", "bf16"),
-        ("auto", "cuda", "deberta-v2", "fp16"),
-        ("fp32", "cuda", "bert", "fp32"),
-    ],
-)
-def test_precision(asked: str, kind: str, model_type: str, name: str) -> None:
-    resolved, reason = resolve_precision(asked, kind, model_type)
-    assert resolved == name
-    assert reason
-
-
-def test_int8_is_refused() -> None:
-    with pytest.raises(ValueError, match="int8"):
-        resolve_precision("int8", "cpu", "bert")
 
 
 def test_budgets_and_threads() -> None:
@@ -73,3 +71,25 @@ def test_budgets_and_threads() -> None:
     set_threads(1)
     assert torch.get_num_threads() == 1
     set_threads(before)
+
+
+def test_compiles_on_cuda_for_long_jobs_and_where_asked() -> None:
+    assert not resolve_compile("auto", "torch", "cuda", 1000)
+    assert resolve_compile("auto", "torch", "cuda", 1e6)
+    assert resolve_compile("on", "torch", "cuda", 1)
+    assert not resolve_compile("off", "torch", "cuda", 1e6)
+    assert not resolve_compile("auto", "torch", "cpu", 1e6)
+    assert not resolve_compile("auto", "onnx", "cuda", 1e6)
+    for backend, kind in (("torch", "cpu"), ("torch", "npu"), ("onnx", "cuda")):
+        with pytest.raises(ValueError, match=f"backend {backend} on {kind}: choose auto or off"):
+            resolve_compile("on", backend, kind, 1)
+
+
+def test_memory() -> None:
+    assert free_memory(torch.device("cpu")) is None
+    release_memory(torch.device("cpu"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError())
+    assert is_out_of_memory(RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert not is_out_of_memory(RuntimeError("a shape does not fit"))

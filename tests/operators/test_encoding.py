@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from operators import encoding
 from operators.encoders.torch import load
 from operators.encoding import Encoder, Failure
 from operators.models.layout import Layout
@@ -33,6 +34,7 @@ class Faulty:
     """The real encoder, used as `behaviour` will."""
 
     padded = True
+    concurrent = False
 
     def __init__(self, real: Encoder, behaviour: Behaviour) -> None:
         self._real = real
@@ -72,7 +74,7 @@ def test_packs_do_not_change_minilms_vectors(make_embedder: MakeEmbedder) -> Non
 def test_statistics_count_what_was_encoded(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
     encoded = make_embedder(make_model(), budget=64).run(["", "moon", " ".join(["river"] * 60)])
     # 60 tokens at 30 and overlap 7: three windows of 25, 25, 24; with specials, packs of (27, 27), (26, 3, 2).
-    assert encoded.statistics == {"segments": 5, "tokens": 2 + 3 + 74 + 6, "packs": 2, "out_of_memory": 0}
+    assert encoded.statistics == {"segments": 5, "tokens": 2 + 3 + 74 + 6, "packs": 2, "padding": 0, "out_of_memory": 0}
 
 
 def test_no_documents(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
@@ -126,6 +128,58 @@ def test_out_of_memory_halves_the_packs_and_goes_on(
     again = embedder.run(TEXTS)
     assert max(sizes) <= 100  # the smaller packs are kept
     assert again.statistics["out_of_memory"] == 0
+
+
+def test_packs_grow_again_when_there_is_room_again(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
+    sizes: list[int] = []
+    room = 100
+
+    def behave(real: Encoder, pack: Pack) -> Tensor:
+        sizes.append(len(pack.lengths) * pack.max_length)
+        if sizes[-1] > room:
+            raise torch.OutOfMemoryError
+        return real.encode(pack)
+
+    path, texts = make_model(), TEXTS * 20
+    embedder = make_embedder(path, budget=400, encoder=_faulty(behave))
+    vectors = make_embedder(path).vectors(texts)
+    tight = embedder.run(texts)
+    np.testing.assert_allclose(stacked(tight.values["vector"]), vectors, rtol=0, atol=2e-6)
+    tried = [i for i, size in enumerate(sizes) if size > room]
+    assert len(tried) == tight.statistics["out_of_memory"] >= 4
+    # 400 and 200 at once; then once after 32 good packs, and once after 64 more.
+    assert np.diff(tried)[:3].tolist() == [1, 33, 65]
+    room = 400
+    for _ in range(3):
+        eased = embedder.run(texts)
+        np.testing.assert_allclose(stacked(eased.values["vector"]), vectors, rtol=0, atol=2e-6)
+        assert eased.statistics["out_of_memory"] == 0
+    assert embedder.encode.budget > 200
+
+
+def test_the_first_full_pack_on_an_accelerator_shows_what_fits(
+    make_model: MakeModel, make_embedder: MakeEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device's books are made up: a token takes 1,000 bytes, and 150,000 are free."""
+    sizes: list[int] = []
+
+    def behave(real: Encoder, pack: Pack) -> Tensor:
+        sizes.append(len(pack.lengths) * pack.max_length)
+        return real.encode(pack)
+
+    monkeypatch.setattr(encoding, "free_memory", lambda _: 150_000)
+    monkeypatch.setattr(encoding, "start_peak", lambda _: 7_000)
+    monkeypatch.setattr(encoding, "peak_memory", lambda _: 7_000 + 1_000 * sizes[-1])
+    path = make_model()
+    embedder = make_embedder(path, budget=400, encoder=_faulty(behave))
+    embedder.encode._measured = False  # as on an accelerator
+    embedder.run(["moon"])
+    assert embedder.encode.budget == 400  # too small a pack to judge by
+    encoded = embedder.run(TEXTS * 3)
+    assert embedder.encode.budget == 120
+    assert sizes[1] > 200
+    assert max(sizes[2:]) <= 120
+    np.testing.assert_allclose(stacked(encoded.values["vector"]), make_embedder(path).vectors(TEXTS * 3), rtol=0, atol=2e-6)
 
 
 def test_a_window_that_never_fits_costs_its_document_alone(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
@@ -207,3 +261,37 @@ def test_a_broken_model_raises_and_blames_no_document(make_model: MakeModel, mak
 
     with pytest.raises(ArithmeticError, match="the device is gone"):
         make_embedder(make_model(), encoder=_faulty(behave)).run(TEXTS)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "modernbert"])
+def test_lanes_do_not_change_the_vectors(model_type: str, make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
+    path = make_model(model_type=model_type)
+    one, four = (make_embedder(path, budget=64, lanes=lanes) for lanes in (1, 4))
+    np.testing.assert_allclose(four.vectors(TEXTS), one.vectors(TEXTS), rtol=0, atol=2e-6)
+
+
+def test_little_work_is_shared_by_the_lanes(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
+    texts = ["river moon"] * 8
+    packs = [make_embedder(make_model(), lanes=lanes).run(texts).statistics["packs"] for lanes in (1, 2, 4)]
+    assert packs == [1, 2, 4]
+
+
+def test_only_the_guilty_fail_in_lanes(make_model: MakeModel, make_embedder: MakeEmbedder) -> None:
+    path = make_model()
+    guilty = int(make_embedder(path).tokens([GUILTY]).ids[0])
+
+    def fail(real: Encoder, pack: Pack) -> Tensor:
+        if guilty in pack.input_ids:
+            raise RuntimeError("no")
+        return real.encode(pack)
+
+    def faulty(layout: Layout) -> Encoder:
+        encoder = Faulty(load(layout, "cpu", "fp32"), fail)
+        encoder.concurrent = True
+        return encoder
+
+    texts = [*TEXTS, f"moon {GUILTY} river"]
+    encoded = make_embedder(path, budget=64, lanes=3, encoder=faulty).run(texts)
+    assert encoded.failed == {len(TEXTS): Failure("vector", "task_failed", "RuntimeError")}
+    found = stacked(encoded.values["vector"].drop_null())
+    np.testing.assert_allclose(found, make_embedder(path).vectors(TEXTS), rtol=0, atol=2e-6)

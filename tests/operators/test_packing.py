@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.inputs import Companions, Tokens, make_inputs
-from operators.packing import Frame, build_pack, plan_packs
+from operators.packing import Frame, Pack, build_pack, pad_tail, plan_packs
 from operators.segmentation import Windowing
 
 
@@ -99,3 +99,22 @@ def test_a_window_of_two_texts_holds_the_companion_whole(
     assert not segments.too_long.any()
     entries = np.searchsorted(document, document)
     assert (segments.n_segments == segments.n_segments[entries]).all()
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 50), st.booleans())
+def test_a_padded_tail_adds_windows_behind(lengths: list[int], more: int, typed: bool) -> None:
+    bounds = np.cumsum([0, *lengths]).astype(np.int32)
+    ids = np.arange(100, 100 + bounds[-1], dtype=np.int32)
+    pack = Pack(ids, bounds, np.arange(len(lengths)), 2, np.ones_like(ids) if typed else None, bounds[:-1] + np.int64(1))
+    padded = pad_tail(pack, len(ids) + more)
+    assert len(padded.input_ids) == padded.cu_seqlens[-1] == len(ids) + more
+    assert padded.input_ids.dtype == padded.cu_seqlens.dtype == np.int32
+    assert padded.cu_seqlens[: len(bounds)].tolist() == bounds.tolist()
+    assert padded.input_ids[: len(ids)].tolist() == ids.tolist()
+    assert padded.max_length == pack.max_length
+    assert (padded.lengths > 0).all()
+    assert (padded.segments, padded.body, padded.prompt_length) == (pack.segments, pack.body, 2)
+    assert (padded.token_types is not None) == typed
+    if padded.token_types is not None:
+        assert padded.token_types.tolist() == [1] * len(ids) + [0] * more
+        assert padded.token_types.dtype == np.int32

@@ -11,11 +11,13 @@ import yaml
 from pipeline.config import Config, from_dict, load
 from pipeline.errors import ConfigError
 
+TASK = {"head": "embedding", "model": "package:some_model"}
+
 
 def job(**changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "input": {"path": "/data/in"},
-        "tasks": {"vector": {"head": "embedding", "model": "package:some_model"}},
+        "tasks": {"vector": TASK},
         "output": {"path": "/data/out"},
     }
     return {**base, **changes}
@@ -41,6 +43,10 @@ def test_everything_but_input_output_and_one_task_has_a_default() -> None:
             "tasks.v.agregate: unknown key; did you mean 'aggregate'?",
         ),
         (job(tasks={"v": {"head": "embedding"}}), "tasks.v.model: is missing"),
+        (job(tasks={"v": {**TASK, "atention": {}}}), "tasks.v.atention: unknown key; did you mean 'attention'?"),
+        (job(tasks={"v": {**TASK, "attention": {"kin": "topk"}}}), "tasks.v.attention.kin: unknown key; did you mean 'kind'?"),
+        (job(tasks={"v": {**TASK, "attention": {"kind": "sparse"}}}), "tasks.v.attention.kind: Input should be 'full' or 'topk'"),
+        (job(tasks={"v": {**TASK, "attention": {"k": 0}}}), "tasks.v.attention.k: Input should be greater than 0, got 0"),
         (job(tasks={}), "tasks"),
         (job(output={}), "output.path: is missing"),
         (job(runtime={"workers": 0}), "runtime.workers"),
@@ -121,7 +127,11 @@ def test_a_bad_override_is_refused(override: str) -> None:
 
 
 def test_a_config_survives_the_way_through_plain_data() -> None:
-    config = from_dict(job(input={"path": "/x", "keep": {"lang": None, "n": "int32"}}), ["tasks.vector.prompt=query: "])
+    config = from_dict(
+        job(input={"path": "/x", "keep": {"lang": None, "n": "int32"}}),
+        ["tasks.vector.prompt=query: ", "tasks.vector.attention.kind=topk"],
+    )
+    assert (config.tasks["vector"].attention.kind, config.tasks["vector"].attention.k) == ("topk", 16)
     assert from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
 
 

@@ -63,6 +63,32 @@ def test_one_model_under_two_heads_is_one_pass_and_another_window_is_not(tmp_pat
     assert "vector_n_segments" not in made.recipe.schema.names
 
 
+def test_passes_and_encoders_are_shared_where_attention_agrees_and_tokenization_always(tmp_path: Path) -> None:
+    task = {"head": "embedding", "model": str(tiny_sentence_transformer(tmp_path / "model"))}
+    top_k = [{**task, "attention": {"kind": "topk", "k": k}} for k in (4, 4, 8)]
+    made = plan(tmp_path, {"full": task, "a": top_k[0], "b": top_k[1], "c": top_k[2], "same": {**task, "attention": {"k": 3}}})
+    assert [[t.name for t in share.tasks] for share in made.recipe.passes] == [["full", "same"], ["a", "b"], ["c"]]
+    assert len(made.recipe.tokenizations) == len(made.recipe.views) == 1
+    assert made.weights_bytes == 3 * plan(tmp_path, {"full": task}).weights_bytes
+
+
+def test_top_k_is_another_generation_and_full_attention_is_that_of_tables_before_it(tmp_path: Path) -> None:
+    task = {"head": "embedding", "model": str(tiny_sentence_transformer(tmp_path / "model"))}
+    choices: list[dict[str, Any]] = [{}, {"kind": "full"}, {"k": 3}, {"kind": "topk"}, {"kind": "topk", "k": 3}]
+    made = [plan(tmp_path, {"v": {**task, "attention": choice}}) for choice in choices]
+    assert set(made[0].fingerprint["tasks"]["v"]) == {"head", "settings", "weights", "tokenizer", "windows"}
+    generations = [m.generation for m in made]
+    assert generations[0] == generations[1] == generations[2]
+    assert len(set(generations)) == 3
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "modernbert", "mpnet"])
+def test_top_k_is_refused_to_families_without_it(family: str, tmp_path: Path) -> None:
+    task = {"head": "embedding", "model": str(tiny_encoder(tmp_path / "model", model_type=family))}
+    with pytest.raises(ConfigError, match=rf"^tasks\.v\.attention: no top-k attention: {family} has full attention only"):
+        plan(tmp_path, {"v": {**task, "attention": {"kind": "topk"}}})
+
+
 def test_columns_that_heads_read_do_not_reach_the_output(tmp_path: Path) -> None:
     model = str(case_model(tmp_path / "model", "question_answering"))
     task = {"answer": {"head": "question_answering", "model": model, "question_column": "question"}}

@@ -43,9 +43,20 @@ def auto(kind: str, has: Resources, *, todos: int = 100, pieces: int = 0, weight
     return place(kind, has, Wish("auto", "auto", weights, todos, pieces or todos))
 
 
-def test_two_cores_get_two_single_thread_workers_fused_with_reading() -> None:
+def test_two_cores_share_one_worker_fused_with_reading() -> None:
     placement = auto("cpu", Resources(2, 0, 16 * GIB))
-    assert (placement.workers, placement.threads, placement.cpus_per_worker, placement.fused) == (2, 1, 0.5, True)
+    assert (placement.workers, placement.threads, placement.cpus_per_worker, placement.fused) == (1, 2, 1.0, True)
+
+
+def test_large_machines_get_a_worker_for_every_four_cores() -> None:
+    placement = auto("cpu", Resources(64, 0, 256 * GIB))
+    assert (placement.workers, placement.threads) == (16, 4)
+
+
+def test_a_worker_never_wants_more_than_one_machine_has() -> None:
+    placement = auto("cpu", Resources(8, 0, 64 * GIB, nodes=4), pieces=1)
+    assert (placement.workers, placement.threads) == (1, 2)
+    assert placement.cpus_per_worker <= 2
 
 
 def test_one_span_of_work_gets_one_worker_with_every_thread() -> None:
@@ -55,7 +66,7 @@ def test_one_span_of_work_gets_one_worker_with_every_thread() -> None:
 
 def test_one_large_chain_is_read_by_a_task_for_many_workers() -> None:
     placement = auto("cpu", Resources(8, 0, 16 * GIB), todos=1, pieces=50)
-    assert (placement.workers, placement.fused) == (8, False)
+    assert (placement.workers, placement.fused) == (2, False)
 
 
 def test_memory_bounds_the_workers() -> None:

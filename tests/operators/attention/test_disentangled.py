@@ -20,10 +20,10 @@ LENGTHS = [40, 40, 40, 9, 9, 6, 2, 2, 1]
 SCALE = 0.3
 
 
-def windows(lengths: list[int]) -> Windows:
+def windows(lengths: list[int], device: torch.device = CPU) -> Windows:
     """Those of a pack of these lengths."""
     ends = np.cumsum([0, *lengths]).astype(np.int32)
-    return Windows.of(Pack(input_ids=np.zeros(ends[-1], np.int32), cu_seqlens=ends, segments=np.arange(len(lengths))), CPU)
+    return Windows.of(Pack(input_ids=np.zeros(ends[-1], np.int32), cu_seqlens=ends, segments=np.arange(len(lengths))), device)
 
 
 def projected(lengths: list[int]) -> Projected:
@@ -99,3 +99,24 @@ def test_a_table_off_by_one_distance_shows() -> None:
     qkv, by_slot = projected(LENGTHS), positions("c2p p2c")
     wrong = attend(qkv, windows(LENGTHS), by_slot.by_distance(slots(40).roll(1)), SCALE)
     assert (wrong - reference(qkv, LENGTHS, by_slot)).abs().max() > 0.1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("terms", ["c2p p2c", "c2p", "p2c", ""])
+def test_on_cuda(dtype: torch.dtype, terms: str) -> None:
+    lengths = [300, 130, 130, *LENGTHS]
+    q, k, v, e = torch.randn(4, sum(lengths), HEADS, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    table = 0.1 * e[: 2 * max(lengths)].transpose(0, 1)  # one more distance than the windows have
+    table = torch.cat([table, table[:, :1]], dim=1)
+    chosen = Positions(table if "c2p" in terms else None, table if "p2c" in terms else None)
+    exact = attend(
+        (q.double(), k.double(), v.double()),
+        windows(lengths),
+        Positions(*(None if x is None else x.double() for x in (chosen.keys, chosen.queries))),
+        SCALE / 8,
+    )
+    there = windows(lengths, torch.device("cuda"))
+    moved = Positions(*(None if x is None else x.cuda() for x in (chosen.keys, chosen.queries)))
+    attended = attend((q.cuda(), k.cuda(), v.cuda()), there, moved, SCALE / 8).cpu().double()
+    torch.testing.assert_close(attended, exact, rtol=0, atol=1e-4 if dtype is torch.float32 else 0.03)

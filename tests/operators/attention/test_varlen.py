@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -64,6 +60,28 @@ def test_equal_neighbours_are_one_run() -> None:
     assert [(run.start, run.count, run.length) for run in runs] == [(0, 3, 7), (21, 1, 3), (24, 1, 7)]
 
 
+@given(st.lists(st.integers(0, 600), min_size=1, max_size=20))
+def test_groups_are_the_windows_in_order_and_waste_little(lengths: list[int]) -> None:
+    groups = Windows.of(pack(lengths), CPU).groups
+    covered = [window for group in groups for window in range(group.first, group.last)]
+    assert covered == sorted(set(covered))
+    assert {window for window, length in enumerate(lengths) if length} <= set(covered)
+    for group in groups:
+        found = [length for length in lengths[group.first : group.last] if length]
+        assert group.length == max(found)
+        assert group.length <= 64 or 2 * min(found) >= group.length
+
+
+def test_a_sorted_pack_has_few_groups() -> None:
+    groups = Windows.of(pack(list(range(512, 0, -1))), CPU).groups
+    assert [(group.first, group.last, group.length) for group in groups] == [
+        (0, 257, 512),
+        (257, 385, 255),
+        (385, 449, 127),
+        (449, 512, 63),
+    ]
+
+
 @pytest.mark.parametrize("reach", REACHES)
 def test_like_the_definition(reach: int | None) -> None:
     qkv = projected(LENGTHS)
@@ -118,31 +136,3 @@ def test_on_cuda(dtype: torch.dtype, reach: int | None) -> None:
     attended = attend((q, k, v), Windows.of(pack(LENGTHS), q.device), 0.25, reach).cpu().double()
     exact = reference((qkv[0].double(), qkv[1].double(), qkv[2].double()), LENGTHS, 0.25, reach)
     torch.testing.assert_close(attended, exact, rtol=0, atol=1e-5 if dtype is torch.float32 else 0.03)
-
-
-@pytest.mark.parametrize("reach", [None, 8])
-def test_what_cann_is_asked_for(reach: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no such device here: the stand-in computes what CANN documents for these arguments."""
-    calls: list[dict[str, Any]] = []
-
-    def npu_fusion_attention(q: Tensor, k: Tensor, v: Tensor, head_num: int, **asked: Any) -> tuple[Tensor]:
-        calls.append(asked)
-        assert head_num == q.shape[1]
-        assert asked["input_layout"] == "TND"
-        assert asked["actual_seq_qlen"] == asked["actual_seq_kvlen"]
-        assert all(type(end) is int for end in asked["actual_seq_qlen"])
-        lengths = np.diff(asked["actual_seq_qlen"], prepend=0).tolist()
-        if "sparse_mode" not in asked:
-            return (reference((q, k, v), lengths, asked["scale"], None),)
-        assert asked["sparse_mode"] == 4
-        assert asked["atten_mask"].shape == (2048, 2048)
-        assert asked["atten_mask"].dtype == torch.bool
-        assert asked["atten_mask"][0].tolist() == [False] + [True] * 2047
-        assert asked["pre_tockens"] == asked["next_tockens"]
-        return (reference((q, k, v), lengths, asked["scale"], asked["pre_tockens"]),)
-
-    monkeypatch.setitem(sys.modules, "torch_npu", SimpleNamespace(npu_fusion_attention=npu_fusion_attention))
-    qkv = projected(LENGTHS)
-    attended = varlen._attend_npu(qkv, Windows.of(pack(LENGTHS), CPU), 0.4, reach)
-    torch.testing.assert_close(attended, reference(qkv, LENGTHS, 0.4, reach), rtol=0, atol=1e-12)
-    assert len(calls) == 1

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from operators.encoders.torch import load, why_padded
+from operators.encoders.torch import load, why_no_top_k, why_padded
 from operators.models.layout import Layout, read_layout
 from operators.packing import Pack
 from tests.operators.conftest import MakeModel
@@ -39,6 +39,26 @@ def test_like_transformers_one_window_at_a_time(model_type: str, padded: bool, m
         with torch.inference_mode():
             alone = reference(torch.from_numpy(pack.input_ids[None, start:end].astype(np.int64))).last_hidden_state[0]
         torch.testing.assert_close(hidden[start:end], alone, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_top_k_is_the_bert_familys(model_type: str, make_model: MakeModel) -> None:
+    layout = read_layout(make_model(model_type=model_type))
+    if model_type in ("deberta", "deberta-v2", "modernbert", "mpnet"):
+        with pytest.raises(ValueError, match=f"no top-k attention: {model_type} has full attention only"):
+            load(layout, "cpu", "fp32", top_k=4)
+        return
+    pack = _pack([60, 17, 3], 100)
+    full = load(layout, "cpu", "fp32").encode(pack)
+    assert torch.equal(load(layout, "cpu", "fp32", top_k=60).encode(pack), full)
+    assert (load(layout, "cpu", "fp32", top_k=4).encode(pack) - full).abs().max() > 0.1
+    with pytest.raises(ValueError, match="the reference has full attention only"):
+        load(layout, "cpu", "fp32", top_k=4, padded=True)
+
+
+def test_no_top_k_where_attention_is_causal(make_model: MakeModel) -> None:
+    reason = why_no_top_k(read_layout(make_model(config={"is_decoder": True})))
+    assert reason == "bert runs padded: is_decoder makes its attention causal"
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoTokenizer, DebertaConfig, DebertaV2Confi
 from operators.attention.disentangled import Positions
 from operators.attention.varlen import Windows
 from operators.models import deberta
-from operators.models.deberta import Deberta, why_padded
+from operators.models.deberta import Deberta
+from operators.models.families import DEBERTA
 from operators.packing import Pack
 from tests.tiny import WORDS, tiny_encoder
 
@@ -121,7 +122,24 @@ def test_windows_longer_than_max_position_embeddings() -> None:
     assert error(make("v3"), pack([200, 129, 3])) <= EXACT
 
 
-@pytest.mark.parametrize("family", deberta.FAMILIES)
+@torch.inference_mode()
+def test_positions_are_laid_out_once_and_anew_for_longer_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    by_distance = Positions.by_distance
+
+    def counted(positions: Positions, slots: Tensor) -> Positions:
+        made.append(len(slots))
+        return by_distance(positions, slots)
+
+    monkeypatch.setattr(Positions, "by_distance", counted)
+    model = make("v3")
+    ours = Deberta(model)
+    for lengths in ([2, 1], [63, 9], [64], [3], [65], [127]):
+        assert (ours(pack(lengths)) - reference(model, pack(lengths))).abs().max() <= EXACT
+    assert made == [127, 127, 127, 255, 255, 255]  # three layers; windows of up to 63 tokens, then of up to 127
+
+
+@pytest.mark.parametrize("family", DEBERTA)
 def test_texts_of_the_family(family: str, tmp_path: Path) -> None:
     tiny_encoder(tmp_path, model_type=family)
     words = np.random.default_rng(0).choice(WORDS, 60).tolist()
@@ -149,12 +167,6 @@ def test_half_precision_loses_no_more_than_transformers(name: str, dtype: torch.
         (hidden.float() - exact).square().mean().sqrt() for hidden in (ours, reference(model, pack(LENGTHS)))
     )
     assert loss < 1.05 * loss_of_reference
-
-
-def test_what_the_loop_does_not_cover() -> None:
-    assert why_padded({"talking_head": True}) is not None
-    assert why_padded({"talking_head": False}) is None
-    assert why_padded({}) is None
 
 
 # Each trap is stepped in on purpose: the comparison above has to see it.
@@ -215,8 +227,8 @@ def test_a_term_that_is_left_out_shows(name: str, term: str) -> None:
     model = make(name)
     ours = Deberta(model)
     for attention in ours._attention:
-        kept = {"keys": attention._positions.keys, "queries": attention._positions.queries, term: None}
-        attention._positions = Positions(**kept)
+        kept = {"keys": attention.positions.keys, "queries": attention.positions.queries, term: None}
+        attention.positions = Positions(**kept)
     with torch.inference_mode():
         assert (ours(pack(LENGTHS)) - reference(model, pack(LENGTHS))).abs().max() > 0.1
 

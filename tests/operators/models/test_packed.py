@@ -12,15 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AttentionInterface, AutoModel, AutoTokenizer
 
 from operators.attention.varlen import Windows, attend
 from operators.models import packed
-from operators.models.packed import ATTENTION, FAMILIES, Packed, position_ids
+from operators.models.families import PACKED, TOP_K
+from operators.models.packed import ATTENTION, Packed, position_ids
 from operators.packing import Pack
 from tests.tiny import WORDS, tiny_encoder
 
 EXACT = 1e-5
+
+
+K = 5
 
 
 def pack(windows: list[list[int]], types: list[list[int]] | None = None) -> Pack:
@@ -81,7 +85,7 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
     return make
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PACKED)
 def test_like_transformers_padded(family: str, make_pair: Callable[[str], Pair]) -> None:
     pair = make_pair(family)
     windows = pair.windows()
@@ -91,7 +95,31 @@ def test_like_transformers_padded(family: str, make_pair: Callable[[str], Pair])
     assert pair.expect(windows).abs().mean() > 0.3  # so that the tolerance means something
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def _top_k_by_sorting(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **_: object) -> Any:
+    """For windows alone: all scores, and those below the K-th of the sorted ones left out."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    least = scores.sort(dim=-1, descending=True).values[..., : min(K, scores.shape[-1])][..., -1:]
+    return (scores.masked_fill(scores < least, -torch.inf).softmax(-1) @ value).transpose(1, 2), None
+
+
+AttentionInterface.register("top_k_by_sorting", _top_k_by_sorting)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", TOP_K)
+def test_top_k_like_windows_alone_with_sorted_scores(family: str, make_pair: Callable[[str], Pair], tmp_path: Path) -> None:
+    pair = make_pair(family)
+    pair.model.save_pretrained(tmp_path)
+    alone: Any = AutoModel.from_pretrained(str(tmp_path), attn_implementation="top_k_by_sorting").eval()
+    windows = pair.windows()
+    expected = torch.cat([alone(input_ids=torch.tensor([window])).last_hidden_state[0] for window in windows])
+    found = Packed(pair.model, K)(pack(windows))
+    torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
+    assert (found - pair.expect(windows)).abs().max() > 0.1
+    assert torch.equal(Packed(pair.model, 64)(pack(windows)), pair.packed(pack(windows)))
+
+
+@pytest.mark.parametrize("family", PACKED)
 def test_the_order_of_windows_does_not_matter(family: str, make_pair: Callable[[str], Pair]) -> None:
     pair = make_pair(family)
     assert pair.error(pair.windows()[::-1]) <= EXACT
@@ -142,7 +170,7 @@ def _shared_positions(pack: Pack, padding: int | None = None) -> Any:
     return np.arange(len(pack.input_ids)) % 50 + (0 if padding is None else padding + 1)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "modernbert"])
+@pytest.mark.parametrize("family", [family for family in PACKED if family != "modernbert"])
 def test_positions_that_run_through_show(family: str, make_pair: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = make_pair(family)
     monkeypatch.setattr(packed, "position_ids", _shared_positions)
@@ -156,7 +184,7 @@ def test_positions_from_0_show(family: str, make_pair: Callable[[str], Pair], mo
     assert pair.error(pair.windows()) > 0.1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PACKED)
 def test_windows_that_are_forgotten_raise(family: str, make_pair: Callable[[str], Pair]) -> None:
     pair = make_pair(family)
     batch = pair.tokenizer(["the river", "a"], padding=True, return_tensors="pt")
@@ -164,7 +192,7 @@ def test_windows_that_are_forgotten_raise(family: str, make_pair: Callable[[str]
         pair.model(**batch)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PACKED)
 def test_windows_that_see_each_other_show(family: str, make_pair: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = make_pair(family)
     of = Windows.of

@@ -1,0 +1,154 @@
+"""Encoders of the common sizes with seeded weights, on windows of mixed lengths: transformers' padded forward, and ours.
+
+The vocabulary is cut to 1,000 words, which changes no product but those of the embeddings, and saves memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel
+
+from benchmarks.corpus import long_tail
+from benchmarks.workers import Run, Variant
+from operators.devices import default_token_budget
+from operators.encoders.torch import load
+from operators.inputs import Ids
+from operators.models.layout import read_layout
+from operators.models.quiet import quiet
+from operators.packing import Pack, plan_packs
+from operators.segmentation import Ints
+
+REFERENCE = "transformers fp32, batches of 32"
+_LONGEST = 512
+_PADDED_BUDGET = 4096
+_VOCABULARY = 1000
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": _VOCABULARY}
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert-base": ("bert", {**_BASE, "intermediate_size": 3072}),
+    "modernbert-base": (
+        "modernbert",
+        {
+            **_BASE,
+            "intermediate_size": 1152,
+            "num_hidden_layers": 22,
+            **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id"), 0),
+            **dict.fromkeys(("eos_token_id", "sep_token_id"), 1),
+        },
+    ),
+    "deberta-v3-base": (
+        "deberta-v2",
+        {
+            **_BASE,
+            "intermediate_size": 3072,
+            "relative_attention": True,
+            "position_buckets": 256,
+            "pos_att_type": ["p2c", "c2p"],
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+            "layer_norm_eps": 1e-7,
+            "max_position_embeddings": _LONGEST,
+        },
+    ),
+}
+"""Name -> family and what of its config differs from transformers' defaults."""
+
+
+def make_model(folder: Path, shape: str, layers: int | None = None) -> Path:
+    """Write the model of that shape, with seeded weights and on demand fewer layers, to `folder`."""
+    family, settings = SHAPES[shape]
+    config = AutoConfig.for_model(family, **{**settings, **({"num_hidden_layers": layers} if layers else {})})
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    return folder
+
+
+def make_windows(tokens: int) -> list[Ids]:
+    """Windows of 8 to 512 tokens, `tokens` in all, about; most lengths are of a long tail, and what is longer is cut."""
+    lengths = [min(length, _LONGEST) for length in long_tail(tokens, median=120, sigma=1.0, longest=_LONGEST)]
+    random.Random(0).shuffle(lengths)
+    generator = np.random.default_rng(0)
+    return [generator.integers(5, _VOCABULARY, length, dtype=np.int32) for length in lengths]
+
+
+def variants(model: Path) -> list[Variant]:
+    """All of them, the reference first."""
+
+    def of(name: str, make: str, processes: int = 1, **arguments: Any) -> Variant:
+        how = f" as {processes} x 1 thread" if processes > 1 else ""
+        return Variant(f"{name}{how}", f"benchmarks.shapes:{make}", {"model": model, **arguments}, processes)
+
+    return [
+        of(REFERENCE, "transformers_padded", by_length=False),
+        of("transformers fp32, sorted, 4096 tokens a batch", "transformers_padded", by_length=True),
+        of("Tidemill fp32", "tidemill", precision="fp32"),
+        of("Tidemill fp32", "tidemill", 2, precision="fp32"),
+        of("Tidemill bf16", "tidemill", precision="bf16"),
+        of("Tidemill bf16", "tidemill", 2, precision="bf16"),
+    ]
+
+
+def transformers_padded(windows: Sequence[Ids], model: Path, by_length: bool) -> Run:
+    """transformers' own forward: batches of 32 as they come, or sorted by length under a token budget."""
+    with quiet():
+        loaded: Any = AutoModel.from_pretrained(str(model)).eval()
+    lengths = _lengths(windows)
+    batches = plan_packs(lengths, _PADDED_BUDGET, padded=True) if by_length else _in_order(len(windows), 32)
+
+    @torch.inference_mode()
+    def run() -> list[Any]:
+        values: list[Any] = [None] * len(windows)
+        for chosen in batches:
+            ids = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(windows[i]).long() for i in chosen], batch_first=True)
+            mask = torch.arange(ids.shape[1]) < torch.from_numpy(lengths[chosen])[:, None]
+            hidden = loaded(input_ids=ids, attention_mask=mask.long()).last_hidden_state.numpy()
+            for place, states in zip(chosen.tolist(), hidden, strict=True):
+                values[place] = states[: lengths[place]]
+        return values
+
+    return run
+
+
+def tidemill(windows: Sequence[Ids], model: Path, precision: str) -> Run:
+    """Our encoder on packs of the default budget."""
+    encoder = load(read_layout(model), "cpu", precision)
+    lengths = _lengths(windows)
+    plans = plan_packs(lengths, default_token_budget("cpu"), padded=encoder.padded)
+    packs = [Pack(np.concatenate([windows[i] for i in p]), _bounds(lengths[p]), p) for p in plans]
+
+    def run() -> list[Any]:
+        values: list[Any] = [None] * len(windows)
+        for pack in packs:
+            hidden = encoder.encode(pack).float().numpy()
+            for place, states in zip(pack.segments.tolist(), np.split(hidden, pack.cu_seqlens[1:-1]), strict=True):
+                values[place] = states
+        return values
+
+    return run
+
+
+def apart(values: Sequence[Any], reference: Sequence[Any]) -> tuple[float, float]:
+    """Mean cosine of token vectors with the reference's, and the largest difference of any component."""
+    a, b = (np.concatenate(v).astype(np.float64) for v in (values, reference))
+    cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return float(cosine.mean()), float(np.abs(a - b).max())
+
+
+def _lengths(windows: Sequence[Ids]) -> Ints:
+    return np.array([len(window) for window in windows], np.int64)
+
+
+def _bounds(lengths: Ints) -> Ids:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+def _in_order(count: int, size: int) -> list[Ints]:
+    return np.array_split(np.arange(count), np.arange(size, count, size))

@@ -1,0 +1,25 @@
+"""Post-training quantization to int8 by nncf, of graphs of OpenVINO and ONNX alike."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from operators.segmentation import Ints
+
+
+def quantize(graph: Any, names: Sequence[str], samples: Sequence[Mapping[str, Ints]]) -> Any:
+    """The graph (openvino.Model or onnx.ModelProto) with int8 weights and activations, calibrated on all `samples`.
+
+    `names`: the graph's inputs, which may be fewer than a sample has: a model without token types ignores them.
+
+    nncf's preset for transformers keeps what attention needs in float, and smooths outliers of activations into the weights;
+    without that (onnxruntime's own static quantization) MiniLM's vectors come out at a cosine of 0.93."""
+    os.environ.setdefault("NNCF_CI", "1")  # else it reports each use of it to its makers
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    dataset = nncf.Dataset(list(samples), lambda sample: {name: sample[name] for name in names})
+    return nncf.quantize(graph, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples))

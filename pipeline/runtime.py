@@ -1,0 +1,48 @@
+"""What the settings of `runtime` become in a recipe, where they are left to us."""
+
+from __future__ import annotations
+
+from operators.devices import Device, default_token_budget, resolve_compile
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.recipe import Tolerance
+
+_GUARD_SAMPLE = 32
+"""Documents that are compared with the reference where `precision: auto` may lose something."""
+
+
+def token_budget(config: Config, device: Device) -> int:
+    """Tokens in one pack."""
+    asked = config.runtime.tokens_per_pack
+    return default_token_budget(device.kind) if asked == "auto" else asked
+
+
+def compiles(config: Config, device: Device, text_bytes: int) -> bool:
+    """Whether encoders compile; how much work each has is estimated at four bytes of text for a token. ConfigError where not."""
+    packs = text_bytes / 4 / token_budget(config, device) / device.count
+    try:
+        return resolve_compile(config.runtime.compile, config.runtime.backend, device.kind, packs)
+    except ValueError as error:
+        raise ConfigError(str(error), field="runtime.compile") from error
+
+
+def parity_sample(config: Config, precision: str) -> int:
+    """Documents that are compared with the reference."""
+    return max(config.runtime.parity_sample, _GUARD_SAMPLE if _guarded(config, precision) else 0)
+
+
+def tolerance(config: Config, precision: str) -> Tolerance:
+    """How far they may be from it."""
+    runtime = config.runtime
+    similarity: float | str = runtime.parity_similarity
+    if similarity == "auto" and _guarded(config, precision):
+        similarity = runtime.precision_similarity
+    if isinstance(similarity, str):
+        similarity = 0.9999 if precision == "fp32" else 0.99
+    return Tolerance(similarity, runtime.parity_apart)
+
+
+def _guarded(config: Config, precision: str) -> bool:
+    """Whether `precision: auto` gave up exactness for a similarity that the config states, which is then to be checked."""
+    runtime = config.runtime
+    return runtime.precision == "auto" and runtime.precision_similarity != "auto" and precision != "fp32"

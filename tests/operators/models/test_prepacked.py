@@ -1,0 +1,46 @@
+"""Prepacked layers compute what torch's do, and models with them what they did before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from operators.models import prepacked
+from tests.tiny import MODEL_TYPES, tiny_encoder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 48), (700, 48), (2, 7, 48)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_like_torchs(dtype: torch.dtype, shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 33, bias=bias).to(dtype)
+    x = torch.randn(shape).to(dtype)
+    with torch.inference_mode():
+        found, expected = prepacked.Linear(linear)(x), linear(x)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_family_like_before(model_type: str, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(tiny_encoder(tmp_path, model_type=model_type)).eval()
+    ids = torch.tensor([[5, 7, 8, 9, 6]])
+    with torch.inference_mode():
+        before = model(ids).last_hidden_state
+        prepacked.prepack(model)
+        after = model(ids).last_hidden_state
+    assert not any(type(m) is nn.Linear for m in model.encoder.modules()) if hasattr(model, "encoder") else True
+    assert any(isinstance(m, prepacked.Linear) for m in model.modules())
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+
+
+def test_without_the_operators_nothing_is_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModel.from_pretrained(tiny_encoder(tmp_path)).eval()
+    monkeypatch.setattr(prepacked, "works", lambda dtype: False)
+    prepacked.prepack(model)
+    assert not any(isinstance(m, prepacked.Linear) for m in model.modules())
