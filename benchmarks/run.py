@@ -42,7 +42,8 @@ def engine_section(folder: Path, tokens: int, rounds: int) -> str:
     windows = engines.windows(texts, corpus.tokenizer(), 254)
     lengths = corpus.count_tokens(windows) + 2
     exports = folder / "exports"
-    why = export(Job("local", "int8", "openvino", exports=exports), folder / "engines", folder / "export")
+    corpus.build(folder / "calibration", corpus.long_tail(10 * tokens))
+    why = export(Job("local", "int8", "openvino", exports=exports), folder / "calibration", folder / "export")
     limit = ceiling.variant(config["hidden_size"], config["intermediate_size"])
     results = compare([*engines.variants(model, exports), limit], windows, rounds)
     found = [cosines(r.values, results[0].values) if r.usages else None for r in results[:-1]]

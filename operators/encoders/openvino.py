@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from operators.encoders import _exported
 from operators.encoders._exported import Exported, Inputs, Library, Run
 from operators.exports import Exports
 from operators.models.layout import Layout
-from operators.models.ptq import quantize
+from operators.models.ptq import quantize, without_telemetry
 
 _GRAPH = "openvino_model.xml"
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
@@ -26,15 +27,21 @@ def why_padded(layout: Layout) -> str:
     return f"{layout.model_type} runs padded: graphs of backend openvino take rectangles"
 
 
-def _write(traced: Path, folder: Path) -> None:
+def _openvino() -> Any:
+    """The library, imported where it is needed."""
+    without_telemetry()
     import openvino
 
+    return openvino
+
+
+def _write(traced: Path, folder: Path) -> None:
+    openvino = _openvino()
     openvino.save_model(openvino.Core().read_model(str(traced)), str(folder / _GRAPH), compress_to_fp16=False)
 
 
 def _open(folder: Path, precision: str, threads: int) -> Run:
-    import openvino
-
+    openvino = _openvino()
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("this CPU computes no bf16, which backend openvino was asked for; set runtime.precision to fp32")
@@ -51,8 +58,7 @@ def _open(folder: Path, precision: str, threads: int) -> Run:
 
 
 def _quantize(source: Path, target: Path, samples: Sequence[Inputs]) -> None:
-    import openvino
-
+    openvino = _openvino()
     graph = openvino.Core().read_model(str(source / _GRAPH))
     names = [value.get_any_name() for value in graph.inputs]
     openvino.save_model(quantize(graph, names, samples), str(target / _GRAPH), compress_to_fp16=False)

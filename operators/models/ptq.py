@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +17,15 @@ def quantize(graph: Any, names: Sequence[str], samples: Sequence[Mapping[str, In
 
     nncf's preset for transformers keeps what attention needs in float, and smooths outliers of activations into the weights;
     without that (onnxruntime's own static quantization) MiniLM's vectors come out at a cosine of 0.93."""
-    os.environ.setdefault("NNCF_CI", "1")  # else it reports each use of it to its makers
+    without_telemetry()
     import nncf
 
     nncf.set_log_level(logging.ERROR)
     dataset = nncf.Dataset(list(samples), lambda sample: {name: sample[name] for name in names})
     return nncf.quantize(graph, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples))
+
+
+def without_telemetry() -> None:
+    """Before OpenVINO or nncf is imported: both report each import and use to their makers, unasked, by a package that they run
+    without."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes its import fail

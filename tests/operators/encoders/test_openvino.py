@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 import torch
 
@@ -15,7 +17,8 @@ from operators.models.layout import read_layout
 from operators.packing import Pack
 from tests.tiny import tiny_encoder
 
-HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+ROOT = Path(__file__).resolve().parents[3]
+HAS_BF16 = "BF16" in backend._openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def test_bf16_or_a_refusal(tmp_path: Path) -> None:
@@ -31,3 +34,10 @@ def test_bf16_or_a_refusal(tmp_path: Path) -> None:
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() > 1e-4
     assert torch.nn.functional.cosine_similarity(rounded, exact).min() > 0.99
+
+
+def test_nothing_is_reported_to_the_makers(tmp_path: Path) -> None:
+    """The library's telemetry keeps its state in the home directory."""
+    code = "from operators.encoders.openvino import _openvino; _openvino().Core(); import nncf"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "HOME": str(tmp_path)}, timeout=120)
+    assert not (tmp_path / "intel").exists()

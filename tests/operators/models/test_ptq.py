@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 import torch
 
+from operators.encoders.openvino import _openvino
 from operators.models.ptq import quantize
 
 
@@ -41,6 +41,7 @@ def test_weights_of_both_kinds_of_graph_become_int8(tmp_path: Path) -> None:
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     assert sum(tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2 for tensor in quantized.graph.initializer) == 2
 
+    openvino = _openvino()
     graph = quantize(openvino.Core().read_model(file), ["values"], samples)
     constants = [op for op in graph.get_ops() if op.get_type_name() == "Constant"]
     assert sum(op.get_element_type() == openvino.Type.i8 and len(op.shape) == 2 for op in constants) == 2
