@@ -12,9 +12,9 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from benchmarks.workers import Run, Variant
+from benchmarks.workers import Run, Variant, splits
 from operators.devices import default_token_budget
-from operators.encoding import Encode
+from operators.encoding import Encode, Lanes
 from operators.exports import Exports
 from operators.heads.embedding import Config, Head
 from operators.inputs import make_inputs
@@ -30,9 +30,8 @@ _PADDED_BUDGET = 4096
 def variants(model: Path, exports: Path) -> list[Variant]:
     """All of them, the reference first. `exports`: where the int8 model of a job is."""
 
-    def ours(name: str, processes: int, **arguments: Any) -> Variant:
-        how = f" as {processes} x 1 thread" if processes > 1 else ""
-        return Variant(f"Tidemill {name}{how}", "benchmarks.engines:tidemill", {"model": model, **arguments}, processes)
+    def others(name: str, **arguments: Any) -> Variant:
+        return Variant(f"Tidemill {name}", "benchmarks.engines:tidemill", {"model": model, **arguments})
 
     reference = "benchmarks.engines:sentence_transformers"
     int8: dict[str, Any] = {"backend": "openvino", "precision": "int8", "exports": exports}
@@ -40,15 +39,20 @@ def variants(model: Path, exports: Path) -> list[Variant]:
         Variant(REFERENCE, reference, {"model": model, "dtype": "float32"}),
         Variant("sentence-transformers bf16", reference, {"model": model, "dtype": "bfloat16"}),
         Variant("transformers fp32, padded and sorted", "benchmarks.engines:transformers_sorted", {"model": model}),
-        ours("fp32", 1),
-        ours("fp32", 2),
-        ours("bf16", 1, precision="bf16"),
-        ours("bf16", 2, precision="bf16"),
-        ours("onnx fp32", 1, backend="onnx"),
-        ours("openvino fp32", 1, backend="openvino"),
-        ours("openvino bf16", 1, backend="openvino", precision="bf16"),
-        ours("openvino int8", 1, **int8),
-        ours("openvino int8", 2, **int8),
+        *ours("benchmarks.engines:tidemill", model, "fp32"),
+        *ours("benchmarks.engines:tidemill", model, "bf16"),
+        others("onnx fp32", backend="onnx"),
+        others("openvino fp32", backend="openvino"),
+        others("openvino bf16", backend="openvino", precision="bf16"),
+        others("openvino int8", **int8),
+    ]
+
+
+def ours(make: str, model: Path, precision: str) -> list[Variant]:
+    """Backend torch with each of `splits`, as shipped first. `make`: as of Variant."""
+    return [
+        Variant(f"Tidemill {precision}, {how}", make, {"model": model, "precision": precision, "lanes": lanes}, processes)
+        for how, (processes, lanes) in splits().items()
     ]
 
 
@@ -103,15 +107,15 @@ def transformers_sorted(texts: Sequence[str], model: Path) -> Run:
     return run
 
 
-def tidemill(
-    texts: Sequence[str], model: Path, precision: str = "fp32", backend: str = "torch", exports: Path | None = None
-) -> Run:
-    """Our tokenizer, windows, encoder and embedding head, as a job's worker calls them."""
+def tidemill(texts: Sequence[str], model: Path, *, lanes: int = 1, backend: str = "torch", **options: Any) -> Run:
+    """Our tokenizer, windows, encoder and embedding head, as a job's worker calls them. `options`: precision, exports."""
+    precision, exports = options.get("precision", "fp32"), options.get("exports")
     layout = read_layout(model)
     tokenizer = Tokenizer(layout.transformer_dir, lowercase=layout.do_lower_case)
     module = importlib.import_module(f"operators.encoders.{backend}")
     encoder = module.load(layout, "cpu", precision, **({"exports": Exports(str(exports))} if exports else {}))
-    encode = Encode(encoder, {"vector": Head(Config(), layout)}, tokenizer.frame, default_token_budget("cpu"))
+    budget = default_token_budget("cpu")
+    encode = Encode(encoder, {"vector": Head(Config(), layout)}, tokenizer.frame, budget, Lanes(lanes))
     windowing = Windowing((layout.max_seq_length or 512) - tokenizer.frame.size, 0)
     documents = pa.array(texts, pa.large_string())
 

@@ -106,6 +106,19 @@ class _Team:
             process.terminate()
 
 
+def splits() -> dict[str, tuple[int, int]]:
+    """How our encoders may divide the cores: name -> processes, and lanes (packs at once) in each.
+
+    As shipped is what a job's `runtime.workers: auto` does: a worker for every four cores, a lane for each core of it."""
+    workers = -(-CORES // 4)
+    lanes, half = CORES // workers, max(1, CORES // 2)
+    return {
+        "as shipped (" + (f"{workers} x " if workers > 1 else "") + f"{lanes} lanes)": (workers, lanes),
+        f"1 process x {CORES} threads": (1, 1),
+        f"2 processes x {half} thread" + ("s" if half > 1 else ""): (2, 1),
+    }
+
+
 def compare(variants: Sequence[Variant], sample: Sequence[Any], rounds: int) -> list[Result]:
     """Load all variants, let each run once to warm up, then measure `rounds` times one after the other."""
     results = [Result(variant) for variant in variants]

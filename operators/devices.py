@@ -17,7 +17,7 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "allo
 _WORTH_COMPILING = 20_000
 """Packs that pay for compiling: by estimate, about a minute against 3 ms less for each pack of 32,768 tokens."""
 
-_TOKEN_BUDGETS = {"npu": 32_768, "cuda": 32_768, "cpu": 2_048}
+_TOKEN_BUDGETS = {"npu": 32_768, "cuda": 32_768, "cpu": 1_024}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the packs for a while and goes on, and a pack that fails is bisected until the g
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,14 @@ class Encoded:
     """segments and tokens (specials and overlaps included) encoded, padding beside them, packs, and times that memory ran out."""
 
 
+@dataclass(frozen=True)
+class Lanes:
+    """Packs that are encoded at once, each on so many threads of a CPU."""
+
+    count: int = 1
+    threads: int = 1
+
+
 @dataclass
 class _Work:
     """One call's inputs, and what is known of them so far."""
@@ -121,11 +130,10 @@ class Encode:
     """One pass of an encoder for all `heads` (by task) that read the same windows of the same model.
 
     `budget`: tokens in one pack at most. The first full pack on an accelerator tells how many its memory holds; when memory
-    runs out nevertheless, packs are smaller for a while (`operators.budget`). `lanes`: packs at once, each on one thread of a
-    CPU, where the encoder allows it: that is faster than all threads on one pack, whose matrices are too small to share.
-    """
+    runs out nevertheless, packs are smaller for a while (`operators.budget`). `lanes`: where the encoder allows several, that
+    is faster than all threads on one pack, whose matrices are too small to share."""
 
-    def __init__(self, encoder: Encoder, heads: Mapping[str, Head], frame: Frame, budget: int, lanes: int = 1) -> None:
+    def __init__(self, encoder: Encoder, heads: Mapping[str, Head], frame: Frame, budget: int, lanes: Lanes = Lanes()) -> None:
         for head in heads.values():
             head.load(encoder.device)
         self._encoder = encoder
@@ -133,9 +141,10 @@ class Encode:
         self._frame = frame
         self._budget = Budget(budget)
         self._measured = encoder.device.type == "cpu"
-        self._lanes = lanes if encoder.concurrent else 1
+        self._lanes = lanes.count if encoder.concurrent else 1
+        self._counting = threading.Lock()
         # OpenMP keeps the number of threads for each thread that calls it.
-        self._pool = ThreadPoolExecutor(self._lanes, "encode", set_threads, (1,)) if self._lanes > 1 else None
+        self._pool = ThreadPoolExecutor(self._lanes, "encode", set_threads, (lanes.threads,)) if self._lanes > 1 else None
 
     @property
     def budget(self) -> int:
@@ -250,9 +259,10 @@ class Encode:
                 work.scores[task][to_device(rows, self._encoder.device)] = head.score(hidden, pack, work.inputs)
         except Exception as error:  # noqa: BLE001 -- any document may break any model; its text stays out of the message
             return Failure("", "oom", "") if is_out_of_memory(error) else Failure(task, "task_failed", type(error).__name__)
-        work.packs += 1
-        work.padding += pack.max_length * len(chosen) - len(pack.input_ids) if self._encoder.padded else 0
-        self._budget.went_well()
+        with self._counting:
+            work.packs += 1
+            work.padding += pack.max_length * len(chosen) - len(pack.input_ids) if self._encoder.padded else 0
+            self._budget.went_well()
         return None
 
     def _probe(self, inputs: Inputs) -> None:

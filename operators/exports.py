@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +29,12 @@ MANIFEST = "tidemill_export.json"
 
 _FORMAT = 1
 """Raised whenever exports are made in another way, so that older ones are not found."""
+
+_UNFINISHED = ".tmp"
+"""How folders begin that exports are made in."""
+
+_STALE = 24 * 3600
+"""Seconds after which such a folder is what a killed process left."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,11 @@ class Export:
     def digest(self) -> str:
         """SHA-256 over the files of the graph."""
         return str(self.manifest["digest"])
+
+    def check(self) -> None:
+        """Read the graph. ValueError where its files are not those that were made."""
+        if _digest(self.folder) != self.digest:
+            raise ValueError(f"{self.folder} is damaged: its files are not those of its {MANIFEST}; copy it whole, or make it again")
 
 
 @dataclass(frozen=True)
@@ -98,9 +112,10 @@ def make(identity: Identity, root: Path, build: Callable[[Path], Mapping[str, An
 
     One process builds at a time, and those that waited take what it made. `again`: replace an export that is there."""
     root.mkdir(parents=True, exist_ok=True)
+    _sweep(root)
     target = root / identity.name
     lock = FileLock(root / f".{identity.name}.lock")
-    with lock, tempfile.TemporaryDirectory(dir=root, prefix=".") as folder:
+    with lock, tempfile.TemporaryDirectory(dir=root, prefix=_UNFINISHED) as folder:
         made, manifest = Path(folder) / "export", read_json(target / MANIFEST, dict)
         if manifest is not None and not again:
             return Export(target, manifest)
@@ -119,9 +134,18 @@ def make(identity: Identity, root: Path, build: Callable[[Path], Mapping[str, An
         return Export(target, manifest)
 
 
+def _sweep(root: Path) -> None:
+    """Remove what processes left that were killed while they made an export."""
+    for folder in root.glob(f"{_UNFINISHED}*"):
+        with suppress(FileNotFoundError):  # another process removes it too
+            if time.time() - folder.stat().st_mtime > _STALE:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _digest(folder: Path) -> str:
+    """Of the graph: all files but the manifest."""
     hashes = []
-    for file in sorted(folder.iterdir()):
+    for file in sorted(path for path in folder.iterdir() if path.name != MANIFEST):
         with file.open("rb") as stream:
             hashes.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()

@@ -19,9 +19,12 @@ Config = dict[str, Any]
 def flops(config: Config, lengths: Ints) -> float | None:
     """Operations of one forward over windows of `lengths` tokens (specials included), without padding.
 
-    `config`: config.json of the model. None for a family without a formula."""
+    `config`: config.json of the model. None for a family without a formula, and where a size is left out."""
     formula = _FAMILIES.get(str(config.get("model_type")))
-    return None if formula is None else formula(config, lengths.astype(np.float64))
+    try:
+        return None if formula is None else formula(config, lengths.astype(np.float64))
+    except (KeyError, TypeError):  # a size is left out or null, and transformers has its own default for it
+        return None
 
 
 def _bert(config: Config, n: Any) -> float:

@@ -17,6 +17,9 @@ from pipeline.errors import ConfigError
 from pipeline.kinds import modules
 from pipeline.ledger.publish import Commit
 
+_PRECISIONS = ("bf16", "fp16", "fp32")
+"""Of backend torch, the widest last."""
+
 
 def library_of(config: Config) -> Library | None:
     """The library that computes the job's exports; None for backend torch, which needs none."""
@@ -50,11 +53,14 @@ def device_of(config: Config) -> str:
 
 
 def choose_precision(config: Config, layouts: Mapping[str, Layout], device: Device, base: Commit | None) -> tuple[str, str]:
-    """The precision of the job and the reason. ConfigError where the backend does not have it."""
+    """The precision of the job and the reason. ConfigError where the backend does not have the one that is asked for."""
     asked: str = config.runtime.precision
-    library, by_table = library_of(config), None
-    if base and asked == "auto" and base.pins.get("precision"):
-        asked, by_table = str(base.pins["precision"]), f"pinned by version {base.version} of the table"
+    library, by_table, lacking = library_of(config), None, ""
+    pinned = base.pins.get("precision") if base and asked == "auto" else None
+    if base and pinned in (library.precisions if library else _PRECISIONS):
+        asked, by_table = str(pinned), f"pinned by version {base.version} of the table"
+    elif base and pinned:  # made by another backend, so it is another generation in any case
+        lacking = f"; version {base.version} of the table is in {pinned}, which backend {config.runtime.backend} does not have"
     if library is None:
         try:
             similarity = None if config.runtime.precision_similarity == "auto" else config.runtime.precision_similarity
@@ -63,7 +69,7 @@ def choose_precision(config: Config, layouts: Mapping[str, Layout], device: Devi
         except ValueError as error:
             raise ConfigError(str(error), field="runtime.precision") from error
         # One precision for the job: where families differ, the widest that all of them stand.
-        name, why = max(resolved, key=lambda r: ("bf16", "fp16", "fp32").index(r[0]))
+        name, why = max(resolved, key=lambda r: _PRECISIONS.index(r[0]))
     elif asked == "auto":
         name, why = "fp32", f"exact, and the default of backend {library.name}"
     elif asked in library.precisions:
@@ -71,7 +77,7 @@ def choose_precision(config: Config, layouts: Mapping[str, Layout], device: Devi
     else:
         has = [f"{n} has {', '.join(other.precisions)}" for n in modules(operators.encoders) if (other := _library(n))]
         raise ConfigError(f"backend {library.name} has no {asked}; {'; '.join(has)}", field="runtime.precision")
-    return name, by_table or why
+    return name, by_table or f"{why}{lacking}"
 
 
 def find_exports(config: Config, layouts: Mapping[str, Layout], precision: str) -> Exports | None:

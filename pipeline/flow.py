@@ -62,15 +62,15 @@ class Work:
     failures: list[str] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
 
-    def add(self, outcome: Outcome, seconds: float) -> None:
-        """Take one outcome into account, which came `seconds` after the work began."""
+    def add(self, outcome: Outcome) -> None:
+        """Take one outcome into account."""
         if outcome.error:
             self.failures.append(f"{outcome.where}: {outcome.error}")
         if outcome.record:
             self.records[outcome.record.piece] = outcome.record
             self.encoded += outcome.encoded
             if outcome.encoded:
-                self.clock.add(outcome.record.statistics.get("tokens", 0), outcome.record.rows_out, seconds)
+                self.clock.add(outcome.record.statistics.get("tokens", 0), outcome.record.rows_out)
 
 
 def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
         watch.planned(plan)
         started = time.perf_counter()
         for outcome in execute(plan, stop):
-            work.add(outcome, time.perf_counter() - started)
+            work.add(outcome)
             watch.done(outcome)
         work.clock.seconds = time.perf_counter() - started
         stop.check()

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from operators.attention.activation import count_pairs
 from operators.devices import set_threads
-from operators.encoding import Encode, Encoder
+from operators.encoding import Encode, Encoder, Lanes
 from operators.flops import flops
 from operators.inputs import Inputs
 from operators.models.files import read_json
@@ -26,6 +26,9 @@ from operators.peak import measure_peak
 from pipeline.parity import Parity
 from pipeline.preparing import SAME_TEXT, Preparer
 from pipeline.recipe import ModelRecipe, Pass, Recipe, make_heads
+
+_MOST_LANES = 4
+"""More would wait for Python's lock; each then has more threads."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,12 @@ class Passes:
             set_threads(threads)  # libraries that run exports take the number when they load
         models = dict.fromkeys(task.model for task in recipe.tasks)
         self._configs = {m: read_json(preparer.layout(m).transformer_dir / "config.json", dict) or {} for m in models}
-        encoders = {model: self._load(model) for model in models}
-        self._passes = [(share, self._encode(share, encoders[share.model])) for share in recipe.passes]
+        self._encoders = {model: self._load(model) for model in models}
+        self._passes = [(share, self._encode(share, self._encoders[share.model])) for share in recipe.passes]
         self._parity = Parity(recipe, preparer) if recipe.parity_sample else None
         self._one_at_a_time = threading.Lock()
         self._idle_since: float | None = None
-        self._peak: float | None = None
+        self._peak: float | None = None  # 0 where it cannot be measured
 
     def _load(self, model: ModelRecipe) -> Encoder:
         """The weights of a model, once for all tasks that use it with the same attention."""
@@ -73,7 +76,7 @@ class Passes:
     def _encode(self, share: Pass, encoder: Encoder) -> Encode:
         heads = make_heads(share, self._preparer.layout(share.model))
         frame = self._preparer.frame(share.view)
-        return Encode(encoder, heads, frame, self._recipe.tokens_per_pack, lanes=max(1, self._threads))
+        return Encode(encoder, heads, frame, self._recipe.tokens_per_pack, _lanes(self._threads))
 
     def __call__(self, documents: pa.Table, *, sample: int = 0) -> Results:
         """Encode prepared documents; `sample` of them are compared with the reference."""
@@ -86,7 +89,10 @@ class Passes:
             results = self._run(documents)
             ended = time.perf_counter()
             statistics = {"encode_seconds": ended - begun, "wait_seconds": begun - asked, "idle_seconds": idle}
-            if self._idle_since is not None:  # the first piece is for warming up
+            if self._idle_since is None:
+                statistics["workers"] = 1
+            else:  # the first piece is for warming up
+                statistics |= {"warm_seconds": ended - begun, "warm_tokens": results.statistics["tokens"]}
                 statistics |= self._work(results.statistics.get("flops"), ended - begun)
             if self._parity:
                 statistics |= self._parity.compare(documents, results.values, results.failed, sample) if sample else {}
@@ -95,10 +101,12 @@ class Passes:
 
     def _work(self, done: float | None, seconds: float) -> dict[str, float]:
         """Operations done and those that the device could have done meanwhile, by the speed of its matrix products."""
-        if done is None:
-            return {}
-        self._peak = self._peak or measure_peak(self._recipe.device, self._recipe.precision)
-        return {"warm_flops": done, "possible_flops": self._peak * seconds} if self._peak else {}
+        if self._peak is None:
+            try:
+                self._peak = measure_peak(self._recipe.device, self._recipe.precision) or 0.0
+            except RuntimeError:  # a device without room for it; the piece is encoded, and that is what counts
+                self._peak = 0.0
+        return {"warm_flops": done, "possible_flops": self._peak * seconds} if done is not None and self._peak else {}
 
     def _run(self, documents: pa.Table) -> Results:
         copies = None
@@ -127,7 +135,14 @@ class Passes:
         """What a pass is by its windows' lengths alone."""
         lengths = inputs.sizes + self._preparer.frame(share.view).size
         counts: dict[str, float] = {}
+        if getattr(self._encoders[share.model], "fell_back", False):
+            counts["precision_fallbacks"] = 1
         if share.model.top_k is not None:
             counts |= count_pairs(lengths, share.model.top_k)
         operations = flops(self._configs[share.model], lengths)
         return counts if operations is None else {**counts, "flops": operations}
+
+
+def _lanes(threads: int) -> Lanes:
+    count = max(1, min(threads, _MOST_LANES))
+    return Lanes(count, max(1, threads // count))

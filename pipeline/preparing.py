@@ -7,6 +7,7 @@ encodes. Columns that start with two underscores never reach the output.
 from __future__ import annotations
 
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -33,12 +34,14 @@ class Preparer:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._layouts: dict[ModelRecipe, Layout] = {}
+        self._lock = Lock()  # one thread may prepare while another loads models
 
     def layout(self, model: ModelRecipe) -> Layout:
         """The layout of a model's files, which are looked for once: they may lie in an object store."""
-        if model.full not in self._layouts:
-            self._layouts[model.full] = read_layout(resolve(model.source, model.revision).path)
-        return self._layouts[model.full]
+        with self._lock:
+            if model.full not in self._layouts:
+                self._layouts[model.full] = read_layout(resolve(model.source, model.revision).path)
+            return self._layouts[model.full]
 
     @cached_property
     def tokenizers(self) -> dict[Tokenization, Tokenizer]:

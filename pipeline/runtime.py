@@ -34,11 +34,10 @@ def parity_sample(config: Config, precision: str) -> int:
 def tolerance(config: Config, precision: str) -> Tolerance:
     """How far they may be from it."""
     runtime = config.runtime
-    similarity: float | str = runtime.parity_similarity
-    if similarity == "auto" and _guarded(config, precision):
-        similarity = runtime.precision_similarity
-    if isinstance(similarity, str):
-        similarity = 0.9999 if precision == "fp32" else 0.99
+    default = 0.9999 if precision == "fp32" else 0.99
+    similarity = default if runtime.parity_similarity == "auto" else runtime.parity_similarity
+    if runtime.precision_similarity != "auto" and _guarded(config, precision):
+        similarity = max(similarity, runtime.precision_similarity)
     return Tolerance(similarity, runtime.parity_apart)
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +92,10 @@ def _kernel_takes(queries: Tensor) -> bool:
 
 @functools.cache
 def _kernel() -> Any:
-    """The module of the fused kernel; None where there is no Triton, which torch brings for CUDA on Linux alone."""
-    found = importlib.util.find_spec("triton")
+    """The module of the fused kernel; None without Triton, which torch brings for CUDA on Linux alone, and without the C
+    compiler that Triton calls at a kernel's first launch."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    found = importlib.util.find_spec("triton") and compiler
     return importlib.import_module("operators.attention.triton_disentangled") if found else None
 
 

@@ -25,6 +25,7 @@ class Encoder:
         self, forward: Callable[[Pack], Tensor], model: Any, hidden_size: int, device: torch.device, *, padded: bool
     ) -> None:
         self._forward = forward
+        self._guard = forward
         self._model = model
         self.hidden_size = hidden_size
         self.device = device
@@ -39,6 +40,11 @@ class Encoder:
 
         if not self.padded:
             self._forward = Compiled(self._forward, self._model, **options)
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether fp16 overflowed, and bf16 took its place (`operators.models.finite`)."""
+        return bool(getattr(self._guard, "fell_back", False))
 
     @torch.inference_mode()
     def encode(self, pack: Pack) -> Tensor:

@@ -28,8 +28,7 @@ class Deberta:
         embeddings = model.encoder.get_rel_embedding()
         self._attention = [_Attention(layer.attention.self, embeddings) for layer in model.encoder.layer]
         self._convolution = getattr(model.encoder, "conv", None)  # v2 xlarge and xxlarge
-        self._reach = 0
-        self._positions: list[Positions] = []
+        self._laid_out: tuple[int, list[Positions]] = (0, [])
 
     def __call__(self, pack: Pack) -> Tensor:
         """float [T, H]"""
@@ -51,12 +50,13 @@ class Deberta:
 
     def _positions_for(self, length: int) -> list[Positions]:
         """Those of each layer, by distance, for windows longer than `length`: made once, and anew when longer windows come."""
-        if length >= self._reach:
+        reach, positions = self._laid_out
+        if length >= reach:
             reach = (length // _REACH + 1) * _REACH
             slots = _slots(self._model.config, reach).to(self._model.device)
-            self._positions = [attention.positions.by_distance(slots) for attention in self._attention]
-            self._reach = reach  # last, for memory may run out before
-        return self._positions
+            positions = [attention.positions.by_distance(slots) for attention in self._attention]
+            self._laid_out = reach, positions  # at once, for several threads may be here
+        return positions
 
 
 class _Attention:

@@ -23,6 +23,7 @@ class Guarded:
     use each pack costs one wait for the device; afterwards none."""
 
     def __init__(self, forward: Forward, fallback: Callable[[], Forward]) -> None:
+        self.fell_back = False
         self._forward = forward
         self._fallback: Callable[[], Forward] | None = fallback
 
@@ -34,5 +35,6 @@ class Guarded:
         del hidden
         self._forward = self._fallback()
         self._fallback = None
+        self.fell_back = True
         logging.getLogger(__name__).warning("fp16 gave numbers that are not finite; going on with another precision")
         return self._forward(pack)

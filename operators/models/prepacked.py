@@ -15,7 +15,7 @@ from torch.nn import functional as F
 _ROWS = 2048
 """Rows that the layout is made for; any number works."""
 
-_GELU_AFTER = (("dense", "intermediate_act_fn"), ("lin1", "activation"), ("ffn", "activation"))
+_GELU_AFTER = (("dense", "intermediate_act_fn"), ("lin1", "activation"))
 """Names of a linear layer and of the activation behind it, in the modules of transformers."""
 
 

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+from filelock import FileLock
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
@@ -133,7 +134,9 @@ def _from_hub(model: str, revision: str | None) -> Path:
 
 
 def _fetch(url: str) -> Path:
-    """A local copy of the directory at `url`, kept in the cache under a name made of its files' versions."""
+    """A local copy of the directory at `url`, kept in the cache under a name made of its files' versions.
+
+    One process of a node downloads; the others wait and find what it fetched."""
     fs, root = fsspec.url_to_fs(url)
     if isinstance(fs, fsspec.get_filesystem_class("file")):
         if not Path(root).is_dir():
@@ -155,13 +158,15 @@ def _fetch(url: str) -> Path:
     )
     target = _cache() / "models" / _hash(url, versions)
     if not target.is_dir():
-        _download(fs, root, list(files), target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if not target.is_dir():
+                _download(fs, root, list(files), target)
     return target
 
 
 def _download(fs: Any, root: str, names: list[str], target: Path) -> None:
     """Copy the files to `target`, which appears whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         partial = Path(folder) / "model"
         for name in names:
@@ -170,7 +175,7 @@ def _download(fs: Any, root: str, names: list[str], target: Path) -> None:
         try:
             partial.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was first, and its copy stands
+            if not target.is_dir():  # locks do not hold on every file system: another process was first, and its copy stands
                 raise
 
 

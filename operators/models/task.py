@@ -6,6 +6,7 @@ every family's pooler and classifier is exactly transformers', without a word ab
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +82,7 @@ class TaskModel:
 
     def __call__(self, hidden_BLH: Tensor) -> Any:
         """transformers' output of the task's model for these vectors of its encoder, as if every position were real."""
-        self._handed.hidden = hidden_BLH.float()
+        self._handed.given.hidden = hidden_BLH.float()
         mask = torch.ones(hidden_BLH.shape[:-1], dtype=torch.long, device=hidden_BLH.device)
         return self._model(inputs_embeds=hidden_BLH, attention_mask=mask)
 
@@ -91,13 +92,14 @@ class _Handed(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.hidden = torch.empty(0)
+        self.given = threading.local()  # `hidden`: several threads may use one head at once
         self.embeddings = getattr(encoder, "embeddings", None)  # heads of masked language models may be tied to them
         self.pooler = getattr(encoder, "pooler", None)
         self.pooler_activation = getattr(encoder, "pooler_activation", None)
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPooling:
-        hidden = self.hidden.view(-1, *self.hidden.shape[-2:])  # multiple choice hands on [B, choices, L, H]
+        given: Tensor = self.given.hidden
+        hidden = given.view(-1, *given.shape[-2:])  # multiple choice hands on [B, choices, L, H]
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self._pool(hidden))
 
     def _pool(self, hidden: Tensor) -> Tensor | None:

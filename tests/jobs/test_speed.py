@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from operators import precision
+from operators.heads.embedding import Head
 from pipeline import open_output
 from pipeline.config import Config, from_dict
 from pipeline.errors import Held
 from pipeline.flow import run
 from pipeline.planning import make_plan
 from tests.jobs.conftest import text
+from tests.tiny import tiny_sentence_transformer, tiny_task
 
 SPEED = {
     "documents_per_second",
@@ -68,9 +70,60 @@ def test_the_same_text_is_encoded_once_in_a_piece(tmp_path: Path, tiny_model: Pa
     np.testing.assert_allclose(once, found, rtol=0, atol=2e-6)
 
 
-def test_a_duplicate_beside_another_question_is_not_the_same(tmp_path: Path) -> None:
-    from tests.tiny import tiny_task
+def test_copies_of_a_text_share_entities_and_failures(tmp_path: Path) -> None:
+    model = tiny_task(
+        tmp_path / "model", "TokenClassification", max_positions=32, num_labels=3, id2label={0: "O", 1: "B-A", 2: "I-A"}
+    )
+    long = text(1, 40)
+    _write(tmp_path, [long, "river moon", long, long, "river moon", ""])
+    tasks = {"entities": {"head": "token_classification", "model": str(model)}}
+    raw = {"input": {"path": str(tmp_path / "in")}, "tasks": tasks, "output": {"path": str(tmp_path / "out")}}
+    done = run(
+        from_dict({**raw, "segments": {"overlap": 4}, "runtime": {"engine": "local", "device": "cpu", "parity_sample": 6}})
+    )
+    assert done["statistics"]["duplicates"] == 3
+    assert done["parity"]["entities"] == {"documents": 6, "apart": 0, "similarity": 1.0}
+    found = open_output(str(tmp_path / "out")).to_table()["entities"].to_pylist()
+    assert found[0] == found[2] == found[3]
+    assert found[1] == found[4]
+    assert found[5] == []
+    assert all(long[e["start"] : e["end"]] == e["text"] for e in found[0])
+    error = from_dict({**raw, "segments": {"policy": "error"}, "runtime": {"engine": "local", "device": "cpu"}})
+    books = run(from_dict({**error.to_dict(), "output": {"path": str(tmp_path / "strict")}}))["books"]
+    assert (books["rows_in"], books["rows_out"], books["quarantined"]) == (6, 3, {"too_long": 3})
 
+
+def test_a_document_that_fails_takes_its_copies_with_it(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["river", "moon river", "river", "garden", "moon river"]
+    _write(tmp_path, texts)
+    score = Head.score
+
+    def fail(self: Head, hidden: Any, pack: Any, inputs: Any) -> Any:
+        if 4 in pack.lengths.tolist():  # two tokens and the special ones
+            raise RuntimeError("no")
+        return score(self, hidden, pack, inputs)
+
+    monkeypatch.setattr(Head, "score", fail)
+    books = run(_config(tmp_path, tiny_model))["books"]
+    assert books["quarantined"] == {"task_failed:vector": 2}
+    rows = open_output(str(tmp_path / "out")).to_table()["_row"].to_pylist()
+    assert rows == [0, 2, 3]
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, ["river"] * 3)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("weights are missing")
+
+    monkeypatch.setattr("operators.encoders.torch.load", fail)
+    with pytest.raises(ValueError, match="weights are missing"):
+        run(_config(tmp_path, tiny_model))
+
+
+def test_a_duplicate_beside_another_question_is_not_the_same(tmp_path: Path) -> None:
     model = tiny_task(tmp_path / "model", "SequenceClassification", max_positions=64, num_labels=1)
     (tmp_path / "in").mkdir()
     rows = [{"text": "river moon", "other": other} for other in ("moon", "river river river", "moon")]
@@ -101,8 +154,6 @@ def test_the_report_says_how_fast_it_was(tmp_path: Path, tiny_model: Path) -> No
 
 
 def test_a_padded_family_says_what_it_pads(tmp_path: Path) -> None:
-    from tests.tiny import tiny_sentence_transformer
-
     model = tiny_sentence_transformer(tmp_path / "model", model_type="mpnet", max_seq_length=32)
     _write(tmp_path, [text(seed, seed) for seed in range(20)])
     assert 0 < run(_config(tmp_path, model))["speed"]["padding_share"] < 1

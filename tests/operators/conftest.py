@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from operators.encoders import torch as backend
-from operators.encoding import Encode, Encoded, Encoder
+from operators.encoding import Encode, Encoded, Encoder, Lanes
 from operators.heads.embedding import Config, Head
 from operators.inputs import Tokens, make_inputs
 from operators.models.layout import Layout, read_layout
@@ -91,7 +91,7 @@ def make_embedder() -> Callable[..., Embedder]:
         window = min(n for n in (layout.max_seq_length, layout.max_positions, tokenizer.model_max_length) if n)
         capacity = window - tokenizer.frame.size
         made = encoder(layout) if encoder else backend.load(layout, "cpu", "fp32")
-        encode = Encode(made, {"vector": head}, tokenizer.frame, budget, lanes)
+        encode = Encode(made, {"vector": head}, tokenizer.frame, budget, Lanes(lanes))
         return Embedder(layout, tokenizer, head, encode, Windowing(capacity, resolve_overlap("auto", capacity)))
 
     return make

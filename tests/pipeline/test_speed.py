@@ -9,13 +9,16 @@ from pipeline.speed import Clock, speed
 
 def test_rates_and_shares_of_a_run() -> None:
     clock = Clock(seconds=20.0)
-    for tokens, documents, seconds in ((100.0, 10, 8.0), (300.0, 30, 12.0), (300.0, 40, 16.0)):
-        clock.add(tokens, documents, seconds)
+    for tokens, documents in ((100.0, 10), (300.0, 30), (300.0, 40)):
+        clock.add(tokens, documents)
     statistics = {
         "tokens": 700.0,
         "padding": 300.0,
         "encode_seconds": 9.0,
         "idle_seconds": 1.0,
+        "warm_seconds": 4.0,
+        "warm_tokens": 300.0,
+        "workers": 2,
         "prepare_seconds": 1.0,
         "warm_flops": 4e9,
         "possible_flops": 8e9,
@@ -23,9 +26,9 @@ def test_rates_and_shares_of_a_run() -> None:
     assert speed(clock, statistics, 18.0) == {
         "documents_per_second": 4.0,
         "tokens_per_second": 35.0,
-        "warm_tokens_per_second": 75.0,  # 600 tokens in the 8 seconds after the first outcome
+        "warm_tokens_per_second": 120.0,  # two workers, who had 300 tokens in 5 seconds of theirs
         "padding_share": 0.3,
-        "idle_share": 0.1,
+        "idle_share": 0.2,
         "prepare_share": 0.1,
         "mfu": 0.5,
         "cost_per_million_documents": 1250.0,  # 18 for an hour, 0.1 for these 80 documents

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers.activations import GELUActivation
 
 from operators.models import prepacked
 from tests.tiny import MODEL_TYPES, tiny_encoder
@@ -44,3 +45,22 @@ def test_without_the_operators_nothing_is_swapped(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(prepacked, "works", lambda dtype: False)
     prepacked.prepack(model)
     assert not any(isinstance(m, prepacked.Linear) for m in model.modules())
+
+
+@pytest.mark.parametrize(("model_type", "fused"), [("bert", 2), ("distilbert", 2), ("deberta-v2", 2), ("modernbert", 0)])
+def test_the_exact_gelu_is_computed_with_the_layer_before_it(model_type: str, fused: int, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(tiny_encoder(tmp_path, model_type=model_type)).eval()
+    before = sum(type(module) is GELUActivation for module in model.modules())
+    prepacked.prepack(model)
+    assert before - sum(type(module) is GELUActivation for module in model.modules()) == fused
+
+
+def test_operators_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacked.Linear, "forward", lambda self, x: torch.zeros(*x.shape[:-1], 32, dtype=x.dtype))
+    prepacked.works.cache_clear()
+    try:
+        assert not prepacked.works(torch.float32)
+    finally:
+        monkeypatch.undo()
+        prepacked.works.cache_clear()
+    assert prepacked.works(torch.float32)

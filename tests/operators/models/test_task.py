@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from operators.models import task as task_module
 from operators.models.layout import read_layout
 from operators.models.task import TaskModel, read_task
 from tests.tiny import MODEL_TYPES, tiny_bert, tiny_task
@@ -36,6 +39,28 @@ def test_logits_like_the_whole_model(task: str, model_type: str, tmp_path: Path)
     for name in ("start_logits", "end_logits") if task == "QuestionAnswering" else ("logits",):
         torch.testing.assert_close(found[name], theirs[name], rtol=0, atol=1e-5)
         assert found[name].std() > 0
+
+
+def test_threads_get_what_they_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = TaskModel(
+        read_layout(tiny_task(tmp_path, "TokenClassification", num_labels=3)), "TokenClassification", torch.device("cpu")
+    )
+    torch.manual_seed(0)
+    given = torch.randn(2, 1, 5, 32)
+    with torch.inference_mode():
+        expected = [ours(hidden).logits for hidden in given]
+    both, forward = threading.Barrier(2), task_module._Handed.forward
+
+    def wait(self: Any, *arguments: Any, **named: Any) -> Any:
+        both.wait(20)  # by now each thread has handed on its vectors
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(task_module._Handed, "forward", wait)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda hidden: ours(hidden).logits.detach(), given))
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+    for logits, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(logits, right, rtol=0, atol=1e-6)
 
 
 def test_labels_in_the_order_of_their_ids(tmp_path: Path) -> None:
