@@ -53,6 +53,8 @@ bench: setup  ## Measure memory and speed on this machine, next to its peers; wr
 	$(BIN)/python -m benchmarks.memory wide-row-group
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.peers $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.topk
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.ner
 	for part in environment correctness deberta-attention end-to-end profile oom; do \
 		$(BIN)/python -m benchmarks.gpu $$part --tiny --out build/gpu-dry-run || exit 1; done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from benchmarks.workers import Run, Variant, splits
 from operators.devices import default_token_budget
 from operators.encoding import Encode, Lanes
-from operators.exports import Exports
+from operators.exports import Exports, find
 from operators.heads.embedding import Config, Head
 from operators.inputs import make_inputs
 from operators.models.layout import read_layout
@@ -27,31 +28,45 @@ REFERENCE = "sentence-transformers fp32"
 _PADDED_BUDGET = 4096
 
 
+@dataclass(frozen=True)
+class Way:
+    """How an encoder of ours runs in one process."""
+
+    precision: str = "fp32"
+    lanes: int = 1
+    """Packs at once, each on one thread; a single one has all threads of the process."""
+    backend: str = "torch"
+    exports: Path | None = None
+
+
 def variants(model: Path, exports: Path) -> list[Variant]:
     """All of them, the reference first. `exports`: where the int8 model of a job is."""
 
-    def others(name: str, **arguments: Any) -> Variant:
-        return Variant(f"Tidemill {name}", "benchmarks.engines:tidemill", {"model": model, **arguments})
+    def others(way: Way, processes: int = 1) -> Variant:
+        how = f", {processes} processes" if processes > 1 else ""
+        arguments = {"model": model, "way": way}
+        return Variant(f"Tidemill {way.backend} {way.precision}{how}", "benchmarks.engines:tidemill", arguments, processes)
 
     reference = "benchmarks.engines:sentence_transformers"
-    int8: dict[str, Any] = {"backend": "openvino", "precision": "int8", "exports": exports}
+    int8 = Way("int8", backend="openvino", exports=exports)
     return [
         Variant(REFERENCE, reference, {"model": model, "dtype": "float32"}),
         Variant("sentence-transformers bf16", reference, {"model": model, "dtype": "bfloat16"}),
         Variant("transformers fp32, padded and sorted", "benchmarks.engines:transformers_sorted", {"model": model}),
         *ours("benchmarks.engines:tidemill", model, "fp32"),
         *ours("benchmarks.engines:tidemill", model, "bf16"),
-        others("onnx fp32", backend="onnx"),
-        others("openvino fp32", backend="openvino"),
-        others("openvino bf16", backend="openvino", precision="bf16"),
-        others("openvino int8", **int8),
+        others(Way(backend="onnx")),
+        others(Way(backend="openvino")),
+        others(Way("bf16", backend="openvino")),
+        others(int8),
+        others(int8, 2),
     ]
 
 
 def ours(make: str, model: Path, precision: str) -> list[Variant]:
     """Backend torch with each of `splits`, as shipped first. `make`: as of Variant."""
     return [
-        Variant(f"Tidemill {precision}, {how}", make, {"model": model, "precision": precision, "lanes": lanes}, processes)
+        Variant(f"Tidemill {precision}, {how}", make, {"model": model, "way": Way(precision, lanes)}, processes)
         for how, (processes, lanes) in splits().items()
     ]
 
@@ -107,15 +122,19 @@ def transformers_sorted(texts: Sequence[str], model: Path) -> Run:
     return run
 
 
-def tidemill(texts: Sequence[str], model: Path, *, lanes: int = 1, backend: str = "torch", **options: Any) -> Run:
-    """Our tokenizer, windows, encoder and embedding head, as a job's worker calls them. `options`: precision, exports."""
-    precision, exports = options.get("precision", "fp32"), options.get("exports")
+def tidemill(texts: Sequence[str], model: Path, way: Way) -> Run:
+    """Our tokenizer, windows, encoder and embedding head, as a job's worker calls them."""
     layout = read_layout(model)
     tokenizer = Tokenizer(layout.transformer_dir, lowercase=layout.do_lower_case)
-    module = importlib.import_module(f"operators.encoders.{backend}")
-    encoder = module.load(layout, "cpu", precision, **({"exports": Exports(str(exports))} if exports else {}))
-    budget = default_token_budget("cpu")
-    encode = Encode(encoder, {"vector": Head(Config(), layout)}, tokenizer.frame, budget, Lanes(lanes))
+    module = importlib.import_module(f"operators.encoders.{way.backend}")
+    options = {}
+    if way.exports:
+        found = find(module.LIBRARY.identify(layout, way.precision), str(way.exports))
+        assert found is not None
+        options["exports"] = Exports(str(way.exports), {found.folder.name: found.digest})
+    encoder = module.load(layout, "cpu", way.precision, **options)
+    budget, lanes = default_token_budget("cpu"), Lanes(way.lanes)
+    encode = Encode(encoder, {"vector": Head(Config(), layout)}, tokenizer.frame, budget, lanes)
     windowing = Windowing((layout.max_seq_length or 512) - tokenizer.frame.size, 0)
     documents = pa.array(texts, pa.large_string())
 

@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", choices="ABCD", default="A", help="of end-to-end and profile; D is for modernbert-base")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each engine in each round of end-to-end")
     parser.add_argument("--rounds", type=int, default=3, help="of end-to-end")
+    parser.add_argument("--commit", help="what is measured, where this is no checkout of git")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on a CPU")
     return parser
 
@@ -77,7 +78,13 @@ def _write(options: argparse.Namespace, facts: dict[str, Any], rows: list[dict[s
     checks = importlib.import_module("benchmarks.gpu_checks")
     chosen = f"-{options.model}-{options.dataset}" if options.part in ("end-to-end", "profile") else ""
     name = f"{options.part}{chosen}" + ("-tiny" if options.tiny else "")
-    facts = {"command": f"python -m benchmarks.gpu {' '.join(sys.argv[1:])}", **checks.versions(options.device), **facts}
+    facts = {
+        "command": f"python -m benchmarks.gpu {' '.join(sys.argv[1:])}",
+        "commit": options.commit or reporting.commit(),
+        "date": reporting.date(),
+        **checks.versions(options.device),
+        **facts,
+    }
     headers = list(dict.fromkeys(key for row in rows for key in row))
     lines = [f"# {name}", "\n".join(f"* {key}: {value}" for key, value in facts.items())]
     if rows:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -168,12 +169,19 @@ def out_of_memory(options: argparse.Namespace, folder: Path) -> Result:
         for limited in (True, False):
             with _little_memory(options.device if limited else "cpu"):
                 encoded = encode(piece.inputs)
-            vectors = encoded.values["vector"].flatten().to_numpy(zero_copy_only=False).reshape(piece.documents, -1)
-            apart = float(np.abs(vectors - exact).max() / np.abs(exact).max())
-            ran_out = encoded.statistics["out_of_memory"]
+            ran_out, apart = encoded.statistics["out_of_memory"], _change(encoded.values["vector"], exact)
             found = {"failed": len(encoded.failed), "ran out": ran_out, "budget after": encode.budget, "largest change": apart}
             rows.append({"model": name, "limited": limited and options.device == "cuda", **found})
     return {}, rows
+
+
+def _change(column: pa.Array, exact: Floats) -> float | None:
+    """How far vectors are from the exact ones at most, as a share of the largest number; None where all are lost."""
+    there = column.is_valid().to_numpy(zero_copy_only=False)
+    if not there.any():
+        return None
+    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(int(there.sum()), -1)  # which leaves nulls out
+    return float(np.abs(vectors - exact[there]).max() / np.abs(exact).max())
 
 
 @contextmanager

@@ -83,6 +83,8 @@ class Piece:
     """Documents of one window each, which are encoded in one call."""
 
     inputs: Inputs
+    texts: list[str]
+    """For libraries that tokenize by themselves."""
 
     @property
     def documents(self) -> int:
@@ -93,12 +95,6 @@ class Piece:
     def lengths(self) -> Ints:
         """int64 [D]: tokens of each, with the special ones."""
         return self.inputs.sizes + FRAME.size
-
-    @functools.cached_property
-    def texts(self) -> list[str]:
-        """For libraries that tokenize by themselves."""
-        ids, bounds = self.inputs.tokens.ids, self.inputs.tokens.bounds
-        return [" ".join(map(word, body.tolist())) for body in np.split(ids, bounds[1:-1])]
 
 
 def longest(dataset: str, *, tiny: bool) -> int:
@@ -117,5 +113,6 @@ def make_pieces(dataset: str, count: int, tokens: int, *, tiny: bool) -> list[Pi
         bodies = drawn[: np.searchsorted(np.cumsum(drawn), tokens) + 1] - FRAME.size
         ids = random.integers(_FIRST, vocabulary, bodies.sum(), dtype=np.int32)
         bounds = np.concatenate([[0], np.cumsum(bodies)]).astype(np.int64)
-        pieces.append(Piece(make_inputs(Tokens(ids, bounds), Windowing(most - FRAME.size, 0))))
+        texts = [" ".join(map(word, body.tolist())) for body in np.split(ids, bounds[1:-1])]
+        pieces.append(Piece(make_inputs(Tokens(ids, bounds), Windowing(most - FRAME.size, 0)), texts))
     return pieces

@@ -137,7 +137,7 @@ def nemo_style(model: Model, batch: int) -> Engine:
 
 
 def sentence_transformers(model: Model, batch: int) -> Engine:
-    """`SentenceTransformer.encode` of the texts. They are joined beforehand."""
+    """`SentenceTransformer.encode` of the texts, which `make_pieces` has joined beforehand."""
     library = importlib.import_module("sentence_transformers")
     with quiet():
         loaded = library.SentenceTransformer(

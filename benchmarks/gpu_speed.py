@@ -37,10 +37,13 @@ Making = Callable[[], Engine]
 _TOKENS = 500_000
 """Of a piece: what a worker encodes in one call."""
 _PIECES = 4
+OUR_KERNELS = frozenset({"_kernel"})
+"""Names of the Triton kernels in operators/attention: the whole of what a profile calls them."""
+
 _GROUPS = {
-    "matrix products": ("gemm", "cutlass", "nvjet", "addmm", "mm", "linear"),
-    "attention": ("flash", "fmha", "attention", "_kernel", "disentangled"),
-    "copies": ("memcpy", "memset", "copy_", "_to_copy"),
+    "attention": ("flash", "fmha", "sdpa", "attention"),  # some of them are made of cutlass, too
+    "matrix products": ("gemm", "gemv", "cutlass", "nvjet", "splitkreduce", "::mm", "::bmm", "::addmm", "::linear", "_linear_"),
+    "copies": ("memcpy", "memset", "copy"),
 }
 """Group of kernels -> what their names hold; the first that fits. All others are elementwise work, norms and sums."""
 
@@ -168,7 +171,11 @@ def profile(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def _group(kernel: str) -> str:
+    if kernel in OUR_KERNELS:
+        return "attention"
     name = kernel.lower()
+    if name.startswith("triton_"):  # torch.compile's: tem is a matrix product, all others are named after what they fuse
+        return "matrix products" if name.startswith("triton_tem_") else "all else"
     return next((group for group, words in _GROUPS.items() if any(w in name for w in words)), "all else")
 
 

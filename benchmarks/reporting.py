@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -191,7 +192,7 @@ def header(title: str, command: Sequence[str]) -> str:
         "machine": machine(),
         "software": f"Python {platform.python_version()}, {versions}",
         "commit": commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": date(),
     }
     return f"# {title}\n\n" + "\n".join(f"* {name}: {value}" for name, value in facts.items())
 
@@ -207,8 +208,15 @@ def machine() -> str:
     return f"{fields.get('Model name', platform.machine())} ({family}; {', '.join(flags)}), {CORES} cores{virtual}, {memory}"
 
 
+def date() -> str:
+    """To the minute."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def commit() -> str:
-    """The checked out commit, and whether files differ from it."""
+    """The checked out commit, and whether files differ from it; `unknown` without git."""
+    if shutil.which("git") is None:
+        return "unknown"
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     if found.returncode:
         return "unknown"

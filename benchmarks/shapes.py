@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from benchmarks.corpus import long_tail
+from benchmarks.engines import Way, ours
 from benchmarks.workers import Run, Variant
+from operators.aggregation import Floats
 from operators.devices import default_token_budget
 from operators.encoders.torch import load
-from operators.inputs import Ids
+from operators.encoding import Encode, Head, Lanes
+from operators.inputs import Ids, Inputs, Tokens, make_inputs
 from operators.models.layout import read_layout
 from operators.models.quiet import quiet
-from operators.packing import Pack, plan_packs
-from operators.segmentation import Ints
+from operators.packing import Frame, Pack, plan_packs
+from operators.segmentation import Ints, Windowing
 
 REFERENCE = "transformers fp32, batches of 32"
 _LONGEST = 512
@@ -82,17 +87,12 @@ def make_windows(tokens: int) -> list[Ids]:
 def variants(model: Path) -> list[Variant]:
     """All of them, the reference first."""
 
-    def of(name: str, make: str, processes: int = 1, **arguments: Any) -> Variant:
-        how = f" as {processes} x 1 thread" if processes > 1 else ""
-        return Variant(f"{name}{how}", f"benchmarks.shapes:{make}", {"model": model, **arguments}, processes)
-
+    padded = "benchmarks.shapes:transformers_padded"
     return [
-        of(REFERENCE, "transformers_padded", by_length=False),
-        of("transformers fp32, sorted, 4096 tokens a batch", "transformers_padded", by_length=True),
-        of("Tidemill fp32", "tidemill", precision="fp32"),
-        of("Tidemill fp32", "tidemill", 2, precision="fp32"),
-        of("Tidemill bf16", "tidemill", precision="bf16"),
-        of("Tidemill bf16", "tidemill", 2, precision="bf16"),
+        Variant(REFERENCE, padded, {"model": model, "by_length": False}),
+        Variant("transformers fp32, sorted, 4096 tokens a batch", padded, {"model": model, "by_length": True}),
+        *ours("benchmarks.shapes:tidemill", model, "fp32"),
+        *ours("benchmarks.shapes:tidemill", model, "bf16"),
     ]
 
 
@@ -117,20 +117,46 @@ def transformers_padded(windows: Sequence[Ids], model: Path, by_length: bool) ->
     return run
 
 
-def tidemill(windows: Sequence[Ids], model: Path, precision: str) -> Run:
-    """Our encoder on packs of the default budget."""
-    encoder = load(read_layout(model), "cpu", precision)
-    lengths = _lengths(windows)
-    plans = plan_packs(lengths, default_token_budget("cpu"), padded=encoder.padded)
-    packs = [Pack(np.concatenate([windows[i] for i in p]), _bounds(lengths[p]), p) for p in plans]
+class _States(Head):
+    """The vector of every token."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.type = pa.large_list(pa.list_(pa.float32(), width))
+
+    def rows(self, inputs: Inputs) -> Ints:
+        """int64 [S]: one for each token."""
+        return inputs.sizes
+
+    def score(self, hidden_TH: Tensor, pack: Pack, inputs: Inputs) -> Tensor:
+        """float32 [T, H]"""
+        return hidden_TH.float()
+
+    def finish(self, scores: Floats, inputs: Inputs) -> pa.Array:
+        """The vectors of each document's tokens; it has one window here."""
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), self.width)
+        return pa.LargeListArray.from_arrays(pa.array(inputs.tokens.bounds), vectors)
+
+    def similarity(self, values: pa.Array, reference: pa.Array) -> Floats:
+        """Not asked for here."""
+        raise NotImplementedError
+
+
+def tidemill(windows: Sequence[Ids], model: Path, way: Way) -> Run:
+    """Our encoder on packs of the default budget, as a job's worker calls it."""
+    encoder = load(read_layout(model), "cpu", way.precision)
+    nothing = np.empty(0, np.int32)
+    head, budget, lanes = _States(encoder.hidden_size), default_token_budget("cpu"), Lanes(way.lanes)
+    encode = Encode(encoder, {"states": head}, Frame(nothing, nothing), budget, lanes)
+    bounds = np.concatenate([[0], np.cumsum(_lengths(windows))])
+    inputs = make_inputs(Tokens(np.concatenate(windows), bounds), Windowing(_LONGEST, 0))
 
     def run() -> list[Any]:
-        values: list[Any] = [None] * len(windows)
-        for pack in packs:
-            hidden = encoder.encode(pack).float().numpy()
-            for place, states in zip(pack.segments.tolist(), np.split(hidden, pack.cu_seqlens[1:-1]), strict=True):
-                values[place] = states
-        return values
+        encoded = encode(inputs)
+        if encoded.failed:
+            raise RuntimeError(f"{len(encoded.failed)} windows failed: {next(iter(encoded.failed.values()))}")
+        states = encoded.values["states"].flatten().flatten().to_numpy().reshape(-1, encoder.hidden_size)
+        return np.split(states, bounds[1:-1])
 
     return run
 
@@ -144,10 +170,6 @@ def apart(values: Sequence[Any], reference: Sequence[Any]) -> tuple[float, float
 
 def _lengths(windows: Sequence[Ids]) -> Ints:
     return np.array([len(window) for window in windows], np.int64)
-
-
-def _bounds(lengths: Ints) -> Ids:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
 def _in_order(count: int, size: int) -> list[Ints]:

@@ -18,8 +18,8 @@ from jobs.console import Json, Overrides, human, out, print_json
 from pipeline.config import Config, load
 from pipeline.errors import TidemillError
 
-_PACKAGES = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "fsspec", "s3fs", "gcsfs", "adlfs", "torch-npu")
-_OPTIONAL = frozenset({"s3fs", "gcsfs", "adlfs", "torch-npu"})
+_NEEDED = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "fsspec")
+_OPTIONAL = ("s3fs", "gcsfs", "adlfs", "openvino", "onnxruntime", "nncf", "torch-npu")
 _MEMORY_WANTED = 2 << 30
 
 
@@ -64,7 +64,7 @@ def _python() -> Check:
 
 def _versions() -> list[Check]:
     checks = []
-    for name in _PACKAGES:
+    for name in (*_NEEDED, *_OPTIONAL):
         try:
             checks.append(Check(name, True, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:

@@ -16,7 +16,7 @@ from jobs.console import ConfigPath, Json, Overrides, out, print_json
 def command(
     config: ConfigPath,
     overrides: Overrides = None,
-    to: Annotated[str | None, typer.Option(help="A directory for runtime.exports; default: the cache.", metavar="DIR")] = None,
+    to: Annotated[str | None, typer.Option(help="Directory; default: runtime.exports, or the cache.", metavar="DIR")] = None,
     sample: Annotated[int, typer.Option(help="int8: windows to calibrate on, documents to verify on.", min=1)] = 200,
     min_similarity: Annotated[float, typer.Option(help="int8: mean that each task must reach.", min=0, max=1)] = 0.99,
     json: Json = False,
@@ -37,7 +37,8 @@ def command(
 def _summary(report: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None)
     for made in report["exports"]:
-        rows = {"model": made["model"], "export": f"{made['folder']} ({report['backend']}, {report['precision']})"}
+        revision = f" at {made['revision']}" if made["revision"] else ""
+        rows = {"model": f"{made['model']}{revision}", "export": f"{made['folder']} ({report['backend']}, {report['precision']})"}
         if "calibration" in made:
             rows["calibrated on"] = f"{made['calibration']['windows']} windows"
             for task, found in made["verification"].items():

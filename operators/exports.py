@@ -71,7 +71,7 @@ class Export:
     def check(self) -> None:
         """Read the graph. ValueError where its files are not those that were made."""
         if _digest(self.folder) != self.digest:
-            raise ValueError(f"{self.folder} is damaged: its files are not those of its {MANIFEST}; copy it whole, or make it again")
+            raise ValueError(f"{self.folder} is damaged: its files are not what {MANIFEST} says; copy it whole, or make it again")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from operators.devices import choose
 from operators.encoders import torch as reference
 from operators.encoders._exported import Library, make_exact, open_export
 from operators.encoding import Encode, Encoder
@@ -25,12 +26,12 @@ from operators.models.padded import rectangles, takes_token_types
 from operators.packing import build_pack
 from operators.schema import ID, N_SEGMENTS
 from operators.segmentation import Ints
-from pipeline.backends import check_backend, library_of
+from pipeline.backends import check_backend, choose_precision, library_of
 from pipeline.config import Config
 from pipeline.errors import ConfigError, Held
 from pipeline.ledger.pieces import Todo
 from pipeline.models import check_model
-from pipeline.planning import Plan, make_plan
+from pipeline.planning import Plan, make_plan, table_head
 from pipeline.preparing import Preparer, Reasons, count_column
 from pipeline.recipe import ModelRecipe, Pass, make_heads
 from pipeline.source.reading import read_span
@@ -41,6 +42,9 @@ _SPANS = 16
 _WINDOWS_EACH = 4
 """Windows of a document that is verified, on average at most: long documents cost the reference much."""
 
+_LEAST = 8
+"""Documents that int8 is verified on at the least, where the input has as many; two for each of them are read."""
+
 _BUDGET = 2048
 """Tokens that are encoded at once."""
 
@@ -50,7 +54,7 @@ class Options:
     """Of `tidemill export`."""
 
     to: str | None = None
-    """Directory of the exports; None for the cache."""
+    """Directory of the exports; None for `runtime.exports`, or the cache where that is not set."""
     sample: int = 200
     """Windows that int8 is calibrated on, and documents that it is verified on."""
     min_similarity: float = 0.99
@@ -74,26 +78,29 @@ class _Sample:
 def export(config: Config, options: Options) -> dict[str, Any]:
     """Make the exports of all models of a job and report them; those in fp32 and bf16 that are there already stand.
 
-    ConfigError where the job has none to make, Held where one in int8 is too far from the reference."""
+    The precision is the one that a run of the job would have. ConfigError where the job has no exports to make, Held where one
+    in int8 is too far from the reference."""
     check_backend(config)
     library = library_of(config)
     if library is None:
         raise ConfigError("backend torch needs no export; set it to onnx or openvino", field="runtime.backend")
-    precision = "fp32" if config.runtime.precision == "auto" else config.runtime.precision
-    if precision not in library.precisions:
-        raise ConfigError(f"backend {library.name} has {', '.join(library.precisions)}", field="runtime.precision")
-    root = Path(options.to).expanduser().absolute() if options.to else cache()
+    models = {name: check_model(config, name, task) for name, task in config.tasks.items()}
+    base = table_head(config)[1] if config.runtime.precision == "auto" else None
+    precision, _ = choose_precision(config, {name: model.layout for name, model in models.items()}, choose("cpu"), base)
+    directory = options.to or config.runtime.exports
+    root = Path(directory).expanduser().absolute() if directory else cache()
     if precision == "int8":
         made = _calibrated(config, library, root, options)
     else:
-        layouts = {task.model: check_model(config, name, task).layout for name, task in config.tasks.items()}
-        made = {source: _exact(library, layout, precision, root) for source, layout in layouts.items()}
-    exports = [{"model": model, "folder": str(found.folder), **_shown(found)} for model, found in made.items()]
+        layouts = {model.recipe: model.layout for model in models.values()}
+        made = {recipe: _exact(library, layout, precision, root) for recipe, layout in layouts.items()}
+    exports = [_shown(recipe, found) for recipe, found in made.items()]
     return {"backend": library.name, "precision": precision, "exports": exports}
 
 
-def _shown(export: Export) -> dict[str, Any]:
-    return {key: export.manifest[key] for key in ("digest", "verification", "calibration") if key in export.manifest}
+def _shown(model: ModelRecipe, export: Export) -> dict[str, Any]:
+    found = {key: export.manifest[key] for key in ("digest", "verification", "calibration") if key in export.manifest}
+    return {"model": model.source, "revision": model.revision, "folder": str(export.folder), **found}
 
 
 def _exact(library: Library, layout: Layout, precision: str, root: Path) -> Export:
@@ -104,8 +111,8 @@ def _exact(library: Library, layout: Layout, precision: str, root: Path) -> Expo
         raise ConfigError(str(error), field="runtime.backend") from error
 
 
-def _calibrated(config: Config, library: Library, root: Path, options: Options) -> dict[str, Export]:
-    made: dict[str, Export] = {}
+def _calibrated(config: Config, library: Library, root: Path, options: Options) -> dict[ModelRecipe, Export]:
+    made: dict[ModelRecipe, Export] = {}
     with tempfile.TemporaryDirectory() as folder:
         sample = _take(config, Path(folder), options.sample)
         for model in dict.fromkeys(task.model for task in sample.plan.recipe.tasks):
@@ -121,7 +128,7 @@ def _calibrated(config: Config, library: Library, root: Path, options: Options) 
                 digest = hashlib.sha256(ids.encode()).hexdigest()
                 return {"verification": found, "calibration": {"windows": len(windows), "ids_sha256": digest}}
 
-            made[model.source] = make(library.identify(layout, "int8"), root, build, again=True)
+            made[model] = make(library.identify(layout, "int8"), root, build, again=True)
     return made
 
 
@@ -149,7 +156,7 @@ def _take(config: Config, folder: Path, count: int) -> _Sample:
     preparer = Preparer(plan.recipe)
     spans = plan.source.spans
     chosen = [spans[i] for i in _evenly(len(spans), _SPANS)]
-    share = -(-2 * count // max(1, len(chosen)))
+    share = -(-2 * max(count, _LEAST) // max(1, len(chosen)))
     tables = []
     for span in chosen:
         batch = next(iter(read_span(Todo(span, frozenset()), plan.recipe.read)), None)
@@ -163,14 +170,20 @@ def _take(config: Config, folder: Path, count: int) -> _Sample:
         raise ConfigError("int8 is calibrated on documents and verified on others, and there are not two", field="input.path")
     order = np.arange(documents.num_rows)
     verification = documents.take(pa.array(order[1::2]))
-    # In order while they fit: one long document does not push out all that follow it.
-    room = _WINDOWS_EACH * count
-    kept: list[int] = []
-    for row, windows in enumerate(verification[count_column(0, N_SEGMENTS)].to_pylist()):
-        if windows <= room or not kept:
-            kept.append(row)
-            room -= windows
+    kept = _affordable(verification[count_column(0, N_SEGMENTS)].to_numpy(), _WINDOWS_EACH * count)
     return _Sample(plan, preparer, documents.take(pa.array(order[::2])), verification.take(pa.array(kept)))
+
+
+def _affordable(windows: Ints, room: int) -> Ints:
+    """Rows in order while their windows fit into `room`; where these are fewer than `_LEAST`, the shortest of the others too."""
+    kept: list[int] = []
+    for row, count in enumerate(windows.tolist()):
+        if count <= room:  # one long document does not push out all that follow it
+            kept.append(row)
+            room -= count
+    others = np.setdiff1d(np.arange(len(windows)), kept)
+    shortest = others[np.argsort(windows[others], kind="stable")][: max(0, _LEAST - len(kept))]
+    return np.sort(np.concatenate([np.array(kept, np.int64), shortest]))
 
 
 def _windows(sample: _Sample, model: ModelRecipe, layout: Layout, count: int) -> list[Mapping[str, Ints]]:

@@ -89,7 +89,7 @@ def make_plan(config: Config) -> Plan:
     layouts = {name: model.layout for name, model in models.items()}
     settings = config.input.model_copy(update={"keep": config.input.keep | head_columns(config, models)})
     fields = head_fields(config, models)
-    store, base = open_table(config)
+    store, base = table_head(config)
     records = manifest_records(store, base) if base else []
     device, reasons = _device(config)
     precision, reasons["precision"] = choose_precision(config, layouts, device, base)
@@ -146,7 +146,7 @@ def _task(config: Config, name: str, model: Model) -> TaskRecipe:
     )
 
 
-def open_table(config: Config) -> tuple[Store, Commit | None]:
+def table_head(config: Config) -> tuple[Store, Commit | None]:
     """The table's store and head commit; a store that cannot be read is a ConfigError."""
     try:
         store = open_store(config.output.path, config.output_options, config.output.single_writer)

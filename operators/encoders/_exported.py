@@ -90,7 +90,8 @@ class Exported:
 def load(library: Library, layout: Layout, device: str, precision: str, exports: Exports | None) -> Exported:
     """The encoder over the model's export, which is made in the cache where it is not there yet; it takes torch's threads.
 
-    ValueError where the model cannot be exported, where an int8 export is missing, or is not the one that was planned with."""
+    ValueError where the model cannot be exported, where an export is damaged, and where one in int8 is missing or is not the one
+    that the job was planned with."""
     if device != "cpu":
         raise ValueError(f"backend {library.name} computes on CPUs, not on {device}; set runtime.device to cpu")
     wanted, identity = exports or Exports(), library.identify(layout, precision)
@@ -98,10 +99,21 @@ def load(library: Library, layout: Layout, device: str, precision: str, exports:
     if export is None and precision == "int8":
         raise ValueError(missing_int8(identity, wanted.directory))
     export = export or make_exact(library, layout, precision, cache())
-    planned = wanted.digests.get(export.folder.name)
-    if planned is not None and planned != export.digest:
-        raise ValueError(f"{export.folder} was made again since the job was planned; run the job again")
+    if precision == "int8":
+        _check_planned(export, identity, wanted)
+    export.check()
     return open_export(library, layout, export.folder, precision)
+
+
+def _check_planned(export: Export, identity: Identity, wanted: Exports) -> None:
+    planned = wanted.digests.get(identity.name)
+    if planned is None:
+        raise ValueError(
+            f"{export.folder} is not among the int8 exports that the job was planned with ({', '.join(wanted.digests)}); "
+            f"here are {_versions(identity)}; have the same versions and the same weights on all machines"
+        )
+    if planned != export.digest:
+        raise ValueError(f"{export.folder} was made again since the job was planned; run the job again")
 
 
 def open_export(library: Library, layout: Layout, folder: Path, precision: str) -> Exported:
@@ -117,11 +129,15 @@ def make_exact(library: Library, layout: Layout, precision: str, root: Path) -> 
 def missing_int8(identity: Identity, directory: str | None) -> str:
     """What to say where an int8 export is not there."""
     places = f"{directory} or {cache()}" if directory else str(cache())
-    versions = ", ".join(f"{name} {version}" for name, version in identity.versions.items())
     return (
-        f"there is no int8 export {identity.name} in {places}, of these weights and by {versions}; it is calibrated on the job's "
-        "own input: make it with `tidemill export CONFIG --to DIR`, and set runtime.exports to DIR, where every worker sees it"
+        f"there is no int8 export {identity.name} in {places}, of these weights and by {_versions(identity)}; it is calibrated "
+        "on the job's own input: make it with `tidemill export CONFIG --to DIR`, and set runtime.exports to DIR, where every "
+        "worker sees it"
     )
+
+
+def _versions(identity: Identity) -> str:
+    return ", ".join(f"{name} {version}" for name, version in identity.versions.items())
 
 
 def _build(library: Library, layout: Layout, precision: str, folder: Path) -> Mapping[str, Any]:

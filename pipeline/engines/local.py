@@ -1,4 +1,4 @@
-"""The local engine: the same stages in this process, which reads, encodes and writes three pieces at once. For small jobs, notebooks and tests."""
+"""The local engine: the same stages in this process, which reads, encodes and writes at once. For small jobs and notebooks."""
 
 from __future__ import annotations
 

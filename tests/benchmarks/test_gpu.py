@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_checks
 
 
 def _run(part: str, out: Path, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -24,6 +26,7 @@ def _run(part: str, out: Path, *arguments: str) -> tuple[dict[str, Any], list[di
 def test_environment(tmp_path: Path) -> None:
     facts, rows = _run("environment", tmp_path)
     assert facts["device"] == "CPU"
+    assert {"commit", "date"} <= set(facts)
     assert all(row["figure"] > 0 for row in rows)
 
 
@@ -60,6 +63,17 @@ def test_out_of_memory(tmp_path: Path) -> None:
     _, rows = _run("oom", tmp_path)
     assert [row["failed"] for row in rows] == [0] * 6
     assert all(row["largest change"] < 1e-5 for row in rows)
+
+
+def test_lost_documents_are_reported() -> None:
+    column = pa.array([[1.0, 2.0], None, [3.0, 4.5]], pa.list_(pa.float32(), 2))
+    exact = np.array([[1, 2], [9, 9], [3, 4]], np.float32)
+    assert gpu_checks._change(column, exact) == pytest.approx(0.5 / 9)
+    assert gpu_checks._change(pa.nulls(3, column.type), exact) is None
+
+
+def test_the_commit_may_be_given_where_there_is_no_git(tmp_path: Path) -> None:
+    assert _run("environment", tmp_path, "--commit", "abc1234")[0]["commit"] == "abc1234"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

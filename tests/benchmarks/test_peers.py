@@ -34,11 +34,11 @@ def test_rows_and_ratios_add_up() -> None:
     whole = Result(OURS[-1], [Usage(4, 7, 0)], [Usage(13, 24, 0)], vectors[::-1], {"short": 200, "long": 2100})
     missing = Result(THEIRS[-1], reason="cannot be installed")
     text = "\n".join(peers.report([theirs, missing, ours, whole], documents=2, body_tokens=2000))
-    assert f"| {REFERENCE.name} | 26.0 | 26.0 | 4.0 | 0.1 | 1,004 | 39 | 40 | 50.0% | 1.000000 | 1.000000 |" in text
-    assert f"| {OURS[0].name} | 9.0 | 9.0 | - | 0.2 | 1,004 | 112 | 161 | 50.0% | 1.000000 | 1.000000 |" in text
-    assert f"| {OURS[-1].name} | 13.0 | 13.0 | - | 0.2 | 2,100 | 162 | 211 | 0.0% | - | - |" in text
-    assert f"| {OURS[0].name} | 2.89 |" in text
-    assert f"| {OURS[0].name} | 4.00 |" in text
+    assert f"| {REFERENCE.name} | 26.0 | 26.0 | 23% | 4.0 | 0.1 | 1,004 | 39 | 40 | 50.0% | 1.000000 | 1.000000 |" in text
+    assert f"| {OURS[0].name} | 9.0 | 9.0 | 44% | - | 0.2 | 1,004 | 112 | 161 | 50.0% | 1.000000 | 1.000000 |" in text
+    assert f"| {OURS[-1].name} | 13.0 | 13.0 | 31% | - | 0.2 | 2,100 | 162 | 211 | 0.0% | - | - |" in text
+    assert f"| job | {REFERENCE.name}: whole | {REFERENCE.name}: steady |" in text
+    assert f"| {OURS[0].name} | 2.89 | 4.00 |" in text
     assert f"* {THEIRS[-1].name} did not run: cannot be installed" in text
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,40 @@ def test_what_fails_leaves_nothing_and_what_stands_is_not_made_again(tmp_path: P
     assert second.digest != first.digest
     assert find(IDENTITY, str(tmp_path)) == second
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [IDENTITY.name]
+
+
+def test_what_a_killed_build_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    for name, hours in (("old", 25), ("new", 23)):
+        folder = tmp_path / f".tmp{name}"
+        (folder / "export").mkdir(parents=True)
+        os.utime(folder, (time.time() - hours * 3600,) * 2)
+    make(IDENTITY, tmp_path, lambda folder: _write("graph", folder))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [".tmpnew", IDENTITY.name]
+
+
+def test_where_builds_happen_is_what_is_swept(tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def build(folder: Path) -> dict[str, int]:
+        seen.append(folder)
+        return _write("graph", folder)
+
+    make(IDENTITY, tmp_path, build)
+    assert seen[0].relative_to(tmp_path).parts[0].startswith(".tmp")
+
+
+@pytest.mark.parametrize("damage", ["edited", "missing", "added"])
+def test_a_graph_that_is_not_the_one_that_was_made_is_refused(damage: str, tmp_path: Path) -> None:
+    made = make(IDENTITY, tmp_path, lambda folder: _write("graph", folder))
+    made.check()
+    if damage == "edited":
+        _write("grap_", made.folder)
+    elif damage == "missing":
+        (made.folder / "model.onnx").unlink()
+    else:
+        (made.folder / "more").touch()
+    with pytest.raises(ValueError, match=rf"{IDENTITY.name} is damaged: its files are not what tidemill_export\.json says"):
+        made.check()
 
 
 _RACER = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from operators.models.layout import read_layout
 from pipeline.backends import check_backend, choose_precision, device_of, find_exports, library_of
 from pipeline.config import Config, from_dict
 from pipeline.errors import ConfigError
+from pipeline.ledger.publish import Commit
 from tests.tiny import tiny_encoder
 
 CPU = Device("cpu", 1, "asked for")
@@ -61,6 +63,43 @@ def test_exports_run_on_the_cpu_whatever_else_is_there() -> None:
 def test_precision(backend: str, asked: str, resolved: str, tmp_path: Path) -> None:
     layouts = {"vector": read_layout(tiny_encoder(tmp_path))}
     assert choose_precision(_config(backend=backend, precision=asked), layouts, CPU, None)[0] == resolved
+
+
+def _table_in(precision: str) -> Commit:
+    """A version of a table whose precision was pinned."""
+    return Commit(
+        version=3,
+        parent=None,
+        commit_id="c",
+        run_id="r",
+        generation="g",
+        fingerprint={},
+        pins={"precision": precision},
+        schema="",
+        manifest="m",
+        totals={},
+        duplicate_ids=0,
+        created_at="",
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "pinned", "asked", "resolved", "why"),
+    [
+        ("torch", "bf16", "auto", "bf16", r"^pinned by version 3 of the table$"),
+        ("onnx", "int8", "auto", "int8", r"^pinned by version 3 of the table$"),
+        ("onnx", "bf16", "auto", "fp32", r"^exact, .*; version 3 of the table is in bf16, which backend onnx does not have$"),
+        ("torch", "int8", "auto", "fp32", r"^exact, .*; version 3 of the table is in int8, which backend torch does not have$"),
+        ("onnx", "bf16", "int8", "int8", r"^asked for$"),
+    ],
+)
+def test_what_the_table_pins_holds_where_the_backend_has_it(
+    backend: str, pinned: str, asked: str, resolved: str, why: str, tmp_path: Path
+) -> None:
+    layouts = {"vector": read_layout(tiny_encoder(tmp_path))}
+    found, reason = choose_precision(_config(backend=backend, precision=asked), layouts, CPU, _table_in(pinned))
+    assert found == resolved
+    assert re.search(why, reason), reason
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from operators.encoders import torch as reference
 from operators.encoders._exported import Exported, Library
 from operators.exports import Exports, cache, find, make
 from operators.models.layout import Layout, read_layout
+from operators.models.padded import rectangles
 from operators.packing import Pack
 from tests.head_cases import CASES, Worker, assert_near, case_model, masked
 from tests.tiny import MODEL_TYPES, tiny_encoder
@@ -34,10 +35,17 @@ def _pack(lengths: list[int]) -> Pack:
     return Pack(ids, np.cumsum([0, *lengths]).astype(np.int32), np.arange(len(lengths)))
 
 
+FAMILIES = {
+    **{model_type: (model_type, {}) for model_type in MODEL_TYPES},
+    "deberta-v2 with convolution": ("deberta-v2", {"conv_kernel_size": 3, "conv_act": "gelu", "share_att_key": False}),
+}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_every_family_as_torch_has_it(model_type: str, backend: str, tmp_path: Path) -> None:
-    layout = read_layout(tiny_encoder(tmp_path, model_type=model_type))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_as_torch_has_it(family: str, backend: str, tmp_path: Path) -> None:
+    model_type, config = FAMILIES[family]
+    layout = read_layout(tiny_encoder(tmp_path, model_type=model_type, config=config))
     encoder = importlib.import_module(f"operators.encoders.{backend}").load(layout, "cpu", "fp32")
     exact = reference.load(layout, "cpu", "fp32", padded=True)
     for lengths in ([60, 17, 3, 3, 1], [64], [1]):  # other rectangles than it was verified with
@@ -93,13 +101,34 @@ def test_an_export_that_computes_something_else_is_refused(tmp_path: Path) -> No
     assert find(wrong.identify(layout, "fp32"), None) is None
 
 
+def test_an_export_that_is_wrong_in_long_windows_alone_is_refused(tmp_path: Path) -> None:
+    layout = read_layout(tiny_encoder(tmp_path, max_positions=600))
+
+    def short(folder: Path, precision: str, threads: int) -> Any:
+        run = onnx.LIBRARY.open(folder, precision, threads)
+        return lambda inputs: run(inputs) * (-1 if inputs["input_ids"].shape[1] == 600 else 1)
+
+    with pytest.raises(ValueError, match=r"does not compute what the model does: min cosine of token vectors -"):
+        _exported.load(replace(onnx.LIBRARY, open=short), layout, "cpu", "fp32", None)
+    assert _exported.load(onnx.LIBRARY, layout, "cpu", "fp32", None).hidden_size == layout.hidden_size
+
+
+def test_a_damaged_export_is_refused(tmp_path: Path) -> None:
+    layout = read_layout(tiny_encoder(tmp_path / "model"))
+    made = _exported.make_exact(onnx.LIBRARY, layout, "fp32", tmp_path / "exports")
+    graph = made.folder / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ValueError, match="is damaged: its files"):
+        _exported.load(onnx.LIBRARY, layout, "cpu", "fp32", Exports(str(tmp_path / "exports")))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_int8_keeps_near_and_is_never_made_by_loading(backend: str, tmp_path: Path) -> None:
     layout, library = read_layout(tiny_encoder(tmp_path)), _library(backend)
     with pytest.raises(ValueError, match=r"no int8 export bert-.* make it with `tidemill export CONFIG"):
         _exported.load(library, layout, "cpu", "int8", None)
     exact = _exported.make_exact(library, layout, "fp32", cache())
-    samples = [_exported.rectangles(_pack([n]), with_token_types=True).inputs for n in (30, 20, 9, 17)]
+    samples = [rectangles(_pack([n]), with_token_types=True).inputs for n in (30, 20, 9, 17)]
 
     def build(folder: Path) -> dict[str, Any]:
         library.quantize(exact.folder, folder, samples)
@@ -112,6 +141,12 @@ def test_int8_keeps_near_and_is_never_made_by_loading(backend: str, tmp_path: Pa
     assert 0.9 < torch.nn.functional.cosine_similarity(hidden, reference_hidden).mean() < 0.999999
     with pytest.raises(ValueError, match="made again since the job was planned"):
         _exported.load(library, layout, "cpu", "int8", replace(wanted, digests={made.folder.name: "other"}))
+    for unplanned in ({}, {"bert-of-another-version": made.digest}):
+        with pytest.raises(ValueError, match=r"is not among the int8 exports that the job was planned with .* torch 2\."):
+            _exported.load(library, layout, "cpu", "int8", replace(wanted, digests=unplanned))
+    (made.folder / "more").touch()
+    with pytest.raises(ValueError, match="is damaged: its files"):
+        _exported.load(library, layout, "cpu", "int8", wanted)
 
 
 def test_only_on_cpus(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import fsspec
 import huggingface_hub.constants
 import pytest
 import torch
 
+from operators.models import repository
 from operators.models.layout import read_layout
 from operators.models.repository import resolve
 from tests.conftest import S3
@@ -112,7 +115,29 @@ def test_an_object_stores_directory_is_fetched_once(
     fs.pipe_file(f"{url}/config_sentence_transformers.json", b"{}")
     fs.invalidate_cache()
     assert resolve(url).path != first.path
-    assert len(list((cache / "models").iterdir())) == 2
+    assert len([path for path in (cache / "models").iterdir() if path.is_dir()]) == 2
+
+
+def test_of_two_that_want_it_at_once_one_fetches(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.put(f"{make_model()}/", "memory://models/tiny/", recursive=True)
+    download, fetched = repository._download, []
+    found: list[Path] = []
+    second = Thread(target=lambda: found.append(resolve("memory://models/tiny").path))
+
+    def meanwhile(*arguments: Any) -> None:
+        fetched.append(arguments)
+        if len(fetched) == 1:
+            second.start()
+            second.join(0.3)  # it would be done by then
+        download(*arguments)
+
+    monkeypatch.setattr(repository, "_download", meanwhile)
+    found.append(resolve("memory://models/tiny").path)
+    second.join()
+    assert len(fetched) == 1
+    assert found[0] == found[1]
+    assert found[0].parent == cache / "models"
 
 
 def test_an_object_store_without_the_model(s3_server: S3, s3_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
