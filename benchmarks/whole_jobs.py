@@ -92,8 +92,8 @@ def report(done: dict[tuple[str, str, str], list[tuple[Usage, dict[str, Any]]]],
             [_shares(*row, bare) for row in both],
         ),
         "Of the ceiling: operations of the encoder, by formula, over the whole command's time, by the rate of matrix products. "
-        "Of the bare engine: tokens/s of the whole command by those of encoding alone. Idle (of the encoders) and MFU (after "
-        "each worker's first piece) are by the job's own report. Cores are of 4x.",
+        "Of the bare engine: tokens/s of the whole command by those of encoding alone, tokenizing included. "
+        "Idle (of the encoders) and MFU (after each worker's first piece) are by the job's own report. Cores are of 4x.",
         f"{ceiling.describe(bare.products)} Encoding alone: {alone or 'not measured'}.",
     ]
 
