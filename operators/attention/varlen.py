@@ -23,8 +23,11 @@ Projected = tuple[Tensor, Tensor, Tensor]
 
 _SHORT = 64
 """Windows of up to as many tokens are all alike to a kernel that works in tiles of that size."""
-_TOKENS_AT_ONCE = 512
-"""Tokens whose products a CPU takes at once in half precision: their scores then stay in a core's cache."""
+
+_SCORES_IN_CACHE = 2**18
+"""Scores that a CPU takes at once in half precision, but those of one window at least: they then stay in a core's cache."""
+_LONGEST_PRODUCT = 512
+"""Tokens of a window from which on torch's fused kernel is faster, for it never holds all scores."""
 
 _BLOCK = 128
 """Queries that share one stretch of keys where attention is local: long enough for a kernel, short against long windows."""
@@ -119,7 +122,7 @@ def _attend_run(qkv: Projected, scale: float, reach: int | None) -> Tensor:
     q, k, v = qkv
     length = q.shape[-2]
     if reach is None or length <= reach + 1:
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= _TOKENS_AT_ONCE:
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= _LONGEST_PRODUCT:
             return _attend_products(qkv, scale)
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     positions = torch.arange(length, device=q.device)
@@ -137,11 +140,12 @@ def _attend_run(qkv: Projected, scale: float, reach: int | None) -> Tensor:
 def _attend_products(qkv: Projected, scale: float) -> Tensor:
     """The formula as it stands, a few windows at a time: torch's fused kernel is no faster in half precision than in single."""
     attended = torch.empty_like(qkv[0])
-    at_once = _TOKENS_AT_ONCE // attended.shape[-2]
+    _, heads, length, _ = attended.shape
+    at_once = max(1, _SCORES_IN_CACHE // (heads * length * length))
     for start in range(0, len(attended), at_once):
         q, k, v = (x[start : start + at_once].flatten(0, 1) for x in qkv)
         shares = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale).softmax(-1)
-        attended[start : start + at_once] = torch.unflatten(torch.bmm(shares, v), 0, (-1, attended.shape[1]))
+        attended[start : start + at_once] = torch.unflatten(torch.bmm(shares, v), 0, (-1, heads))
     return attended
 
 
