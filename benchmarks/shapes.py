@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel
 
 from benchmarks.corpus import long_tail
 from benchmarks.engines import Way, ours
+from benchmarks.gpu_data import MODELS
 from benchmarks.workers import Run, Variant
 from operators.aggregation import Floats
 from operators.devices import default_token_budget
@@ -32,36 +33,11 @@ REFERENCE = "transformers fp32, batches of 32"
 _LONGEST = 512
 _PADDED_BUDGET = 4096
 _VOCABULARY = 1000
-_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": _VOCABULARY}
+"""Few tokens: embeddings are looked up, and large tables only take memory."""
 
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert-base": ("bert", {**_BASE, "intermediate_size": 3072}),
-    "modernbert-base": (
-        "modernbert",
-        {
-            **_BASE,
-            "intermediate_size": 1152,
-            "num_hidden_layers": 22,
-            **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id"), 0),
-            **dict.fromkeys(("eos_token_id", "sep_token_id"), 1),
-        },
-    ),
-    "deberta-v3-base": (
-        "deberta-v2",
-        {
-            **_BASE,
-            "intermediate_size": 3072,
-            "relative_attention": True,
-            "position_buckets": 256,
-            "pos_att_type": ["p2c", "c2p"],
-            "share_att_key": True,
-            "norm_rel_ebd": "layer_norm",
-            "position_biased_input": False,
-            "type_vocab_size": 0,
-            "layer_norm_eps": 1e-7,
-            "max_position_embeddings": _LONGEST,
-        },
-    ),
+SHAPES = {
+    name: (family, settings | {"vocab_size": _VOCABULARY, "max_position_embeddings": _LONGEST})
+    for name, (family, settings) in MODELS.items()
 }
 """Name -> family and what of its config differs from transformers' defaults."""
 
