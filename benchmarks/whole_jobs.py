@@ -23,6 +23,8 @@ Runs = Sequence[tuple[Usage, dict[str, Any]]]
 
 _KINDS = [(engine, precision) for engine in ("local", "ray") for precision in ceiling.PRECISIONS]
 _SIZES = {"1x": 1, "4x": 4}
+_SHARDS = 8
+"""Of the smaller corpus; the larger one has as large ones, but more."""
 _MAKE = "benchmarks.engines:tidemill"
 
 
@@ -53,7 +55,7 @@ def section(folder: Path, tokens: int, sample: int, rounds: int) -> str:
     """Jobs on a corpus of `tokens` tokens and on a larger one; encoding alone on about `sample` tokens of the smaller."""
     lines = []
     for size, factor in _SIZES.items():
-        found = corpus.build(folder / size, corpus.long_tail(tokens * factor))
+        found = corpus.build(folder / size, corpus.long_tail(tokens * factor), _SHARDS * factor)
         lines.append(f"* {size}: " + ", ".join(f"{key} {value:,}" for key, value in found.items()))
     model = resolve(corpus.MODEL).path
     windows = engines.windows(pq.read_table(folder / "1x" / "shards")["text"].to_pylist(), corpus.tokenizer(), 254)

@@ -7,6 +7,7 @@ to torch, so they are tried first, and where they are missing or wrong the layer
 from __future__ import annotations
 
 import functools
+import os
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,10 @@ from torch.nn import functional as F
 
 _ROWS = 2048
 """Rows that the layout is made for; any number works."""
+
+_CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+"""Kernels that torch, in each thread, and oneDNN keep for shapes that they met: 1,024 by default, each with memory to work in.
+Packs have ever other shapes, so that a worker would grow by gigabytes before the first is dropped; 16 are too few to be fast."""
 
 _GELU_AFTER = (("dense", "intermediate_act_fn"), ("lin1", "activation"))
 """Names of a linear layer and of the activation behind it, in the modules of transformers."""
@@ -54,6 +59,8 @@ def prepack(model: nn.Module) -> None:
 @functools.cache
 def works(dtype: torch.dtype) -> bool:
     """Whether this build of torch has the operators on this CPU, and they are right."""
+    for name, capacity in _CACHES.items():
+        os.environ.setdefault(name, capacity)  # read when the first kernel is made, which is here
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     x, linear = torch.linspace(-1, 1, 5 * 48).view(5, 48).to(dtype), nn.Linear(48, 32).to(dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,25 @@ def test_operators_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.undo()
         prepacked.works.cache_clear()
     assert prepacked.works(torch.float32)
+
+
+_MANY_SHAPES = """
+import psutil
+import torch
+from operators.models import prepacked
+
+prepacked.works(torch.float32)
+layer = prepacked.Linear(torch.nn.Linear(384, 1536))
+x = torch.zeros(900, 384)
+with torch.inference_mode():
+    layer(x)
+    before = psutil.Process().memory_info().rss
+    for rows in range(300, 900, 2):
+        layer(x[:rows])
+print((psutil.Process().memory_info().rss - before) / 2**20)
+"""
+
+
+def test_memory_does_not_grow_with_every_new_shape() -> None:
+    grown = subprocess.run([sys.executable, "-c", _MANY_SHAPES], capture_output=True, text=True, check=True).stdout
+    assert float(grown) < 700, "MiB; about 450 with bounded caches, 1,050 without"
