@@ -259,7 +259,7 @@ def test_sigterm_ends_with_143_and_the_same_command_goes_on(tmp_path: Path, job:
 
 
 def test_ctrl_c_ends_with_130_and_says_so(tmp_path: Path, job: Job) -> None:
-    write_corpus(tmp_path / "in", shards=9, rows=400)
+    write_corpus(tmp_path / "in", shards=9, rows=2000)  # enough to be at work still, however late the signal comes
     command = [sys.executable, "-m", "jobs", "run", str(job()), "--json"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not list((tmp_path / "out").glob("_records/*/*.json")):
