@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -188,7 +189,7 @@ def header(title: str, command: Sequence[str]) -> str:
     """Title, command, machine, versions, commit and date."""
     versions = ", ".join(f"{name} {version}" for name in _LIBRARIES if (version := _version(name)))
     facts = {
-        "command": f"`python -m {' '.join(command)}`",
+        "command": f"`python -m {shlex.join(command)}`",
         "machine": machine(),
         "software": f"Python {platform.python_version()}, {versions}",
         "commit": commit(),

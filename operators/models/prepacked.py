@@ -18,7 +18,7 @@ _ROWS = 2048
 
 _CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 """Kernels that torch, in each thread, and oneDNN keep for shapes that they met: 1,024 by default, each with memory to work in.
-Packs have ever other shapes, so that a worker would grow by gigabytes before the first is dropped; 16 are too few to be fast."""
+Packs have ever other shapes, so that a worker would grow long before the first is dropped; 16 are too few to be fast."""
 
 _GELU_AFTER = (("dense", "intermediate_act_fn"), ("lin1", "activation"))
 """Names of a linear layer and of the activation behind it, in the modules of transformers."""
@@ -58,7 +58,7 @@ def prepack(model: nn.Module) -> None:
 
 @functools.cache
 def works(dtype: torch.dtype) -> bool:
-    """Whether this build of torch has the operators on this CPU, and they are right."""
+    """Whether this build of torch has the operators on this CPU, and they are right. Asking bounds the caches of kernels."""
     for name, capacity in _CACHES.items():
         os.environ.setdefault(name, capacity)  # read when the first kernel is made, which is here
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
