@@ -14,9 +14,10 @@ from operators.models.repository import Repository, resolve
 from operators.schema import ID, ROW, SHARD
 from operators.segmentation import Windowing, resolve_overlap
 from operators.tokenization import Tokenizer
-from pipeline.config import Config, Segments, Task
+from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.recipe import ModelRecipe, Tokenization, View
+from pipeline.sections import Segments, Task
 from pipeline.source.types import parse_type
 
 _RESERVED = (SHARD, ROW, ID)

@@ -16,7 +16,9 @@ from pydantic import BaseModel
 
 import tidemill
 from jobs.__main__ import app
-from pipeline.config import Config, Task, from_dict, head_config, load
+from pipeline.config import Config, from_dict, load
+from pipeline.kinds import head_config
+from pipeline.sections import Task
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -12,9 +12,9 @@ from urllib.parse import unquote
 from fsspec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
-from pipeline.config import Input
 from pipeline.errors import ConfigError
 from pipeline.ledger.pieces import Shard
+from pipeline.sections import Input
 from pipeline.source.storage import EXTRAS, filesystem, version_of
 from pipeline.urls import protocol
 

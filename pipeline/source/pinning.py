@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import Input
 from pipeline.errors import ConfigError
 from pipeline.kinds import did_you_mean
 from pipeline.ledger.pieces import Shard
+from pipeline.sections import Input
 from pipeline.source.columns import can_be_id
 from pipeline.source.jsonl import head
 from pipeline.source.listing import partitions

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from pipeline.config import Input
 from pipeline.errors import TidemillError
 from pipeline.ledger.pieces import Shard, Span
+from pipeline.sections import Input
 from pipeline.source import jsonl, parquet
 from pipeline.source.listing import Listing, format_of
 from pipeline.source.parquet import Footer

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.batch import Batch
-from pipeline.config import Input
 from pipeline.ledger.pieces import Shard, Todo
+from pipeline.sections import Input
 from pipeline.source.listing import list_shards
 from pipeline.source.planning import Pins, SourcePlan, plan_source
 from pipeline.source.reading import ReadRecipe, read_span

@@ -9,9 +9,9 @@ from typing import Any
 import boto3
 import pytest
 
-from pipeline.config import Input
 from pipeline.errors import ConfigError
 from pipeline.ledger.pieces import Shard
+from pipeline.sections import Input
 from pipeline.source.listing import Listing, compression_of, format_of, list_shards, partitions
 
 

@@ -142,7 +142,7 @@ def test_a_corrupt_row_group_is_corrupt_and_the_others_are_not(tmp_path: Path, s
 _MEASURE = """
 import resource, sys
 import pyarrow as pa
-from pipeline.config import Input
+from pipeline.sections import Input
 from pipeline.ledger.pieces import Todo
 from pipeline.source.listing import list_shards
 from pipeline.source.planning import Pins, plan_source

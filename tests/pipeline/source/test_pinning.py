@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import Input
 from pipeline.errors import ConfigError
+from pipeline.sections import Input
 from pipeline.source.listing import list_shards
 from pipeline.source.planning import Pins, SourcePlan, plan_source
 

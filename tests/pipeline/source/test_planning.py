@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from operators.schema import TEXT
 from pipeline.batch import Batch
-from pipeline.config import Input
 from pipeline.errors import ConfigError, TidemillError
 from pipeline.ledger.pieces import Span
+from pipeline.sections import Input
 from pipeline.source.listing import list_shards
 from pipeline.source.planning import Pins, SourcePlan, plan_source
 

@@ -21,9 +21,9 @@ import zstandard
 from operators.schema import ID, ROW, TEXT, documents_schema
 from pipeline import quarantine
 from pipeline.batch import Batch
-from pipeline.config import Input
 from pipeline.errors import TidemillError
 from pipeline.ledger.pieces import Shard, Span, Todo
+from pipeline.sections import Input
 from pipeline.source import jsonl, reading
 from pipeline.source.planning import SourcePlan
 from pipeline.source.reading import ReadRecipe, read_span
