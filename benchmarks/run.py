@@ -113,12 +113,15 @@ def main(
     rounds: Annotated[int, typer.Option(help="runs of each variant", min=1)] = 3,
     sample: Annotated[int, typer.Option(help="tokens of windows that are encoded alone", min=100)] = 20_000,
     tokens: Annotated[int, typer.Option(help="tokens of the smaller corpus of whole jobs", min=100)] = 80_000,
+    job: Annotated[list[str], typer.Option(help=f"whole jobs: {', '.join(whole_jobs.KINDS)}")] = whole_jobs.KINDS,
     layers: Annotated[int | None, typer.Option(help="layers of the shapes, to try this out")] = None,
     out: Annotated[Path, typer.Option(help="file to write")] = reporting.ROOT / "benchmarks/results/run.md",
 ) -> None:
     """Measure and write the results."""
     if unknown := sorted(set(part) - set(PARTS)):
         raise typer.BadParameter(f"{unknown[0]!r} is no part; there are: {', '.join(PARTS)}", param_hint="--part")
+    if unknown := sorted(set(job) - set(whole_jobs.KINDS)):
+        raise typer.BadParameter(f"{unknown[0]!r} is no job; there are: {', '.join(whole_jobs.KINDS)}", param_hint="--job")
     legend = f"Median of {rounds} interleaved rounds. `!`: other work left less than {reporting.UNDISTURBED:.1%} of the cores."
     sections = [reporting.header("Speed on CPUs", ["benchmarks.run", *sys.argv[1:]]), legend]
     with tempfile.TemporaryDirectory() as name:
@@ -129,7 +132,7 @@ def main(
             elif chosen == "shapes":
                 sections.append(shape_section(folder, sample, rounds, layers))
             else:
-                sections.append(whole_jobs.section(folder, tokens, sample, rounds))
+                sections.append(whole_jobs.section(folder, tokens, sample, rounds, job))
             reporting.write(out, sections)  # after each, so that a later failure costs nothing
 
 

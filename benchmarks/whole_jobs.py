@@ -21,7 +21,8 @@ from operators.models.repository import resolve
 Runs = Sequence[tuple[Usage, dict[str, Any]]]
 """What each run took, and its report."""
 
-_KINDS = [(engine, precision) for engine in ("local", "ray") for precision in ceiling.PRECISIONS]
+KINDS = [f"{engine} {precision}" for engine in ("local", "ray") for precision in ceiling.PRECISIONS]
+"""Engine and precision of the jobs."""
 _SIZES = {"1x": 1, "4x": 4}
 _SHARDS = 8
 """Of the smaller corpus; the larger one has as large ones, but more."""
@@ -51,8 +52,8 @@ class Bare:
         return [f"* {result.variant.name} did not run: {result.reason}" for result in results if result.reason]
 
 
-def section(folder: Path, tokens: int, sample: int, rounds: int) -> str:
-    """Jobs on a corpus of `tokens` tokens and on a larger one; encoding alone on about `sample` tokens of the smaller."""
+def section(folder: Path, tokens: int, sample: int, rounds: int, kinds: Sequence[str] = KINDS) -> str:
+    """`kinds` of jobs on a corpus of `tokens` tokens and on a larger one; encoding alone on some `sample` tokens of 1x."""
     lines = []
     for size, factor in _SIZES.items():
         found = corpus.build(folder / size, corpus.long_tail(tokens * factor), _SHARDS * factor)
@@ -67,7 +68,7 @@ def section(folder: Path, tokens: int, sample: int, rounds: int) -> str:
     for number_ in range(rounds):
         failed += bare.measure(model, windows, encoded)
         for size in _SIZES:
-            for engine, precision in _KINDS:
+            for engine, precision in map(str.split, kinds):
                 print(f"round {number_ + 1} of {rounds}: {engine} {precision} {size}", file=sys.stderr, flush=True)
                 try:
                     run = run_job(Job(engine, precision), folder / size, folder / "job")
@@ -81,7 +82,9 @@ def section(folder: Path, tokens: int, sample: int, rounds: int) -> str:
 
 def report(done: dict[tuple[str, str, str], list[tuple[Usage, dict[str, Any]]]], bare: Bare, about: str) -> list[str]:
     """The tables of what ran at both sizes: engine, precision and size -> its runs. `about`: of the corpora."""
-    both = [(e, p, done[e, p, "1x"], done[e, p, "4x"]) for e, p in _KINDS if {(e, p, "1x"), (e, p, "4x")} <= set(done)]
+    both = [
+        (e, p, done[e, p, "1x"], done[e, p, "4x"]) for e, p in map(str.split, KINDS) if {(e, p, "1x"), (e, p, "4x")} <= set(done)
+    ]
     alone = ", ".join(f"{p} {median(r):,.0f} tokens/s (runs: {runs(r)})" for p, r in bare.encoding.items() if r)
     return [
         "## Whole jobs\n\nall-MiniLM-L6-v2, Parquet to table, whole documents.",
