@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from jobs import console, doctor, evaluate, export, files, plan, publish, run, status, submit
+from jobs import console, doctor, evaluate, export, files, plan, publish, run, status, submit, vacuum
 from pipeline.errors import TidemillError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("files")(files.command)
 app.command("eval")(evaluate.command)
 app.command("export")(export.command)
 app.command("publish")(publish.command)
+app.command("vacuum")(vacuum.command)
 app.command("doctor")(doctor.command)
 
 _INTERRUPTED = 130

@@ -115,7 +115,8 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 
 
 def _storage(settings: Config) -> Check:
-    from pipeline.ledger.store import check_create_only, open_store
+    from pipeline.ledger.probe import check_create_only
+    from pipeline.ledger.store import open_store
 
     problem = check_create_only(open_store(settings.output.path, settings.output_options, settings.output.single_writer))
     return Check("storage", problem is None, problem or "create-only writes hold: of eight racing writers one won")

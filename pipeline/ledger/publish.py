@@ -13,6 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import Fenced, Incomplete, TidemillError
 from pipeline.ledger.books import check_schemas, totals
+from pipeline.ledger.notes import check_files, files_of
 from pipeline.ledger.records import Record, from_table, to_table
 from pipeline.ledger.store import Exists, Store, Unknown
 
@@ -58,7 +60,7 @@ class Commit:
 
 
 _COMMIT = TypeAdapter(Commit)
-_COMMIT_KEY = re.compile(r"_commits/([0-9]{8,})\.json")
+COMMIT_KEY = re.compile(r"_commits/([0-9]{8,})\.json")
 """What `commit_key` gives; other files in that folder, such as a copy somebody made, are no versions."""
 
 
@@ -83,7 +85,7 @@ class Draft:
 
 def head(store: Store) -> Commit | None:
     """The newest version, None where nothing was published yet."""
-    matches = (_COMMIT_KEY.fullmatch(key) for key in store.list("_commits"))
+    matches = (COMMIT_KEY.fullmatch(key) for key in store.list("_commits"))
     version = max((int(match[1]) for match in matches if match), default=None)
     return None if version is None else read_commit(store, version)
 
@@ -97,6 +99,16 @@ def read_commit(store: Store, version: int) -> Commit:
         raise TidemillError(f"{key} is not a commit: {error.error_count()} fields are wrong; restore it from a backup") from None
 
 
+def encode_commit(commit: Commit) -> bytes:
+    """A commit as its object holds it."""
+    return _COMMIT.dump_json(commit, indent=1)
+
+
+def fingerprint_of(store: Store, commit: Commit) -> str:
+    """SHA-256 of a commit's object, by which the next one names its parent."""
+    return hashlib.sha256(store.get(commit_key(commit.version))).hexdigest()
+
+
 def commit_key(version: int) -> str:
     """Where a version lives."""
     return f"_commits/{version:08d}.json"
@@ -104,9 +116,14 @@ def commit_key(version: int) -> str:
 
 def manifest_records(store: Store, commit: Commit) -> list[Record]:
     """The records of all pieces of a version, sorted by shard and position."""
+    return decode_manifest(store.get(commit.manifest), commit.manifest)
+
+
+def decode_manifest(data: bytes, key: str) -> list[Record]:
+    """The records in the manifest `key`; TidemillError where it is none."""
     # Arrow's threads may let go of Python's bytes after the read; in a run that ends at once, after the interpreter has gone.
-    manifest = pq.ParquetFile(pa.BufferReader(store.get(commit.manifest)), pre_buffer=False).read(use_threads=False)
-    return from_table(manifest, commit.manifest)
+    manifest = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    return from_table(manifest, key)
 
 
 def current_records(store: Store, commit: Commit | None, generation: str) -> list[Record]:
@@ -138,8 +155,8 @@ def publish(
     Runs of one generation that publish at the same time come one after another: the later one keeps the other's shards (as
     `keep_removed` says), and where both saw a shard in different versions, the later one's view stands.
 
-    Raises Fenced where another generation was committed since `draft.base`, Incomplete where the union has two schemas, and
-    TidemillError where other runs' commits came first ATTEMPTS times.
+    Raises Fenced where another generation was committed since `draft.base`, Incomplete where the union has two schemas or a
+    vacuum gave files of it up, and TidemillError where other runs' commits came first ATTEMPTS times.
     """
     commit_id = uuid.uuid4().hex
     for _ in range(ATTEMPTS):
@@ -152,6 +169,8 @@ def publish(
         records = union(draft, before)
         if current and before and {r.piece for r in records} == {r.piece for r in before}:
             return current
+        named = {key for r in before for key in files_of(r)}
+        check_files(store, [r for r in records if not named.issuperset(files_of(r))])
         commit = _compose(store, draft, records, current, commit_id, count_duplicates(records))
         if commit_once(store, commit, records):
             return commit
@@ -162,9 +181,10 @@ def publish(
 def find_own(store: Store, commit_id: str, base: int, current: Commit | None) -> Commit | None:
     """Our commit, if an attempt whose outcome we did not learn has worked; others may have committed on top of it."""
     for version in range(current.version if current else 0, base, -1):
-        commit = read_commit(store, version)
-        if commit.commit_id == commit_id:
-            return commit
+        with suppress(FileNotFoundError):  # removed as too old
+            commit = read_commit(store, version)
+            if commit.commit_id == commit_id:
+                return commit
     return None
 
 
@@ -198,7 +218,7 @@ def commit_once(store: Store, commit: Commit, records: Sequence[Record]) -> bool
     pq.write_table(to_table(records), sink, compression="zstd")
     store.put(commit.manifest, sink.getvalue().to_pybytes())
     try:
-        store.create(commit_key(commit.version), _COMMIT.dump_json(commit, indent=1))
+        store.create(commit_key(commit.version), encode_commit(commit))
     except (Exists, Unknown):
         return False
     return True
@@ -209,7 +229,7 @@ def _compose(
 ) -> Commit:
     return Commit(
         version=current.version + 1 if current else 1,
-        parent=hashlib.sha256(store.get(commit_key(current.version))).hexdigest() if current else None,
+        parent=fingerprint_of(store, current) if current else None,
         commit_id=commit_id,
         run_id=draft.run_id,
         generation=draft.generation,

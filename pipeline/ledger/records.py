@@ -142,7 +142,9 @@ def write_record(store: Store, record: Record, pause: Callable[[float], None] = 
         try:
             store.create(key, to_json(record))
         except Exists:
-            return from_json(store.get(key), key)
+            winner = read_record(store, record.generation, record.piece)
+            if winner is not None:  # else a vacuum removed it since
+                return winner
         except Unknown:
             winner = read_record(store, record.generation, record.piece)
             if winner is not None:
@@ -152,7 +154,7 @@ def write_record(store: Store, record: Record, pause: Callable[[float], None] = 
             pause(0.2 * 2**attempt)
         else:
             return record
-    raise AssertionError("unreachable")
+    raise Unknown(f"{key} was there and was not, {ATTEMPTS} times")
 
 
 def read_record(store: Store, generation: str, piece: str) -> Record | None:
@@ -168,7 +170,7 @@ def read_records(store: Store, generation: str, skip: Iterable[str] = ()) -> dic
     """All records of a generation by piece id, but those in `skip`, which the caller knows already (from a manifest)."""
     known = {record_key(generation, piece) for piece in skip}
     keys = [key for key in store.list(f"_records/{generation}") if key not in known]
-    records = [from_json(data, key) for key, data in zip(keys, store.get_many(keys), strict=True)]
+    records = [from_json(data, key) for key, data in store.find_many(keys).items()]  # a vacuum may remove some meanwhile
     return {record.piece: record for record in records}
 
 

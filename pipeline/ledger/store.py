@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,6 @@ CREATE_ONLY = frozenset({"s3", "gs", "gcs", "az", "abfs"})
 """Object stores whose fsspec library really makes `mode="create"` a condition that the server checks."""
 
 _READERS = 32
-_RACERS = 8
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -40,6 +39,18 @@ class Exists(Exception):
 
 class Unknown(OSError):
     """`create` ended without an answer (timeout, 5xx): the object is there or not, or comes yet. Read before writing again."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object, or (see `leftovers`) what a killed writer left of one."""
+
+    key: str
+    size: int
+    modified: float
+    """Seconds since 1970, by the store's clock."""
+    upload: str | None = None
+    """Id of a multipart upload that was not finished."""
 
 
 class Store(Protocol):
@@ -57,11 +68,20 @@ class Store(Protocol):
     def get_many(self, keys: Sequence[str]) -> list[bytes]:
         """The objects, fetched side by side."""
 
+    def find_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Those of the objects that are there, fetched side by side."""
+
     def list(self, prefix: str) -> list[str]:
         """All keys below the folder `prefix`, sorted; empty where there are none. Never from a cache."""
 
+    def entries(self, prefix: str) -> Sequence[Entry]:
+        """As `list`, with sizes and times."""
+
     def delete(self, key: str) -> None:
-        """Remove the object. Nothing that a commit or a record names is ever removed by a run."""
+        """Remove the object, if it is there. Nothing that a commit or a record names is ever removed by a run."""
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove the objects that are there, side by side."""
 
     def url(self, key: str) -> str:
         """Absolute path or URL of `key`, for fsspec."""
@@ -127,12 +147,29 @@ class FileStore:
     def get_many(self, keys: Sequence[str]) -> list[bytes]:
         return _get_many(self, keys)
 
+    def find_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        return _find_many(self, keys)
+
     def list(self, prefix: str) -> list[str]:
         found = (os.path.join(folder, name) for folder, _, names in os.walk(self.url(prefix)) for name in names if name[0] != ".")
         return sorted(os.path.relpath(path, self.root).replace(os.sep, "/") for path in found)
 
+    def entries(self, prefix: str) -> Sequence[Entry]:
+        return [entry for key in self.list(prefix) if (entry := self._entry(key))]
+
     def delete(self, key: str) -> None:
-        os.unlink(self.url(key))
+        with suppress(FileNotFoundError):
+            os.unlink(self.url(key))
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        _delete_many(self, keys)
+
+    def _entry(self, key: str) -> Entry | None:
+        try:
+            status = os.stat(self.url(key))
+        except FileNotFoundError:  # removed since it was listed
+            return None
+        return Entry(key, status.st_size, status.st_mtime)
 
     def url(self, key: str) -> str:
         return os.path.join(self.root, key)
@@ -184,11 +221,29 @@ class FsspecStore:
     def get_many(self, keys: Sequence[str]) -> list[bytes]:
         return _get_many(self, keys)
 
+    def find_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        return _find_many(self, keys)
+
     def list(self, prefix: str) -> list[str]:
         return sorted(path.removeprefix(f"{self.root}/") for path in self.fs.find(self._path(prefix.rstrip("/"))))
 
+    def entries(self, prefix: str) -> Sequence[Entry]:
+        found = self.fs.find(self._path(prefix.rstrip("/")), detail=True)
+        return sorted((self._entry(path, info) for path, info in found.items()), key=lambda entry: entry.key)
+
     def delete(self, key: str) -> None:
-        self.fs.rm_file(self._path(key))
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self._path(key))
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        _delete_many(self, keys)
+
+    def _entry(self, path: str, info: dict[str, Any]) -> Entry:
+        modified = next(info[name] for name in ("LastModified", "mtime", "last_modified", "updated", "created") if info.get(name))
+        if isinstance(modified, str):
+            modified = datetime.fromisoformat(modified)
+        seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified)
+        return Entry(path.removeprefix(f"{self.root}/"), int(info["size"]), seconds)
 
     def url(self, key: str) -> str:
         return f"{self.base}/{key}"
@@ -197,42 +252,25 @@ class FsspecStore:
         return f"{self.root}/{key}"
 
 
-def check_create_only(store: Store) -> str | None:
-    """Race threads for one key: None where exactly one wins and the key then stays closed, otherwise what went wrong.
-
-    A store may ignore the condition instead of refusing it, as some S3 look-alikes do, so only a trial tells.
-    """
-    key = f"_probe/{uuid.uuid4().hex}"
-    start = threading.Barrier(_RACERS)
-
-    def race(racer: int) -> bool:
-        start.wait()
-        return _wins(store, key, str(racer).encode())
-
-    with ThreadPoolExecutor(_RACERS) as pool:
-        winners = [racer for racer, won in enumerate(pool.map(race, range(_RACERS))) if won]
-    late = _wins(store, key, b"late")
-    kept = store.get(key) if winners else b""
-    with suppress(FileNotFoundError):
-        store.delete(key)
-    if len(winners) != 1:
-        return f"{len(winners)} of {_RACERS} writers created the same key at once; expected exactly one"
-    if late or kept != str(winners[0]).encode():
-        return "a key that existed was overwritten by a create-only write"
-    return None
-
-
-def _wins(store: Store, key: str, data: bytes) -> bool:
-    try:
-        store.create(key, data)
-    except Exists:
-        return False
-    return True
-
-
 def _get_many(store: Store, keys: Sequence[str]) -> list[bytes]:
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(store.get, keys))
+
+
+def _find_many(store: Store, keys: Sequence[str]) -> dict[str, bytes]:
+    def find(key: str) -> bytes | None:
+        try:
+            return store.get(key)
+        except FileNotFoundError:
+            return None
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return {key: data for key, data in zip(keys, pool.map(find, keys), strict=True) if data is not None}
+
+
+def _delete_many(store: Store, keys: Sequence[str]) -> None:
+    with ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(store.delete, keys))
 
 
 def _precondition_failed(error: Exception) -> bool:

@@ -15,11 +15,14 @@ from pipeline.ledger.records import Record
 from pipeline.ledger.store import Exists, Store, Unknown
 from tests.pipeline.ledger import simulator
 from tests.pipeline.ledger.fake_engine import Job, Piece, encode
-from tests.pipeline.ledger.scenarios import scenario
+from tests.pipeline.ledger.interleave import decoded_once
+from tests.pipeline.ledger.mutants import OF_VACUUM
+from tests.pipeline.ledger.scenarios import HISTORIES
 from tests.pipeline.ledger.simulator import Client
+from tests.pipeline.ledger.tally import count
 
-SEEDS = 400
-"""Scenarios that a mutant must not outlive."""
+SEEDS = 100
+"""Histories of each kind that a mutant must not outlive."""
 
 
 def commits_are_put(patch: pytest.MonkeyPatch) -> None:
@@ -183,12 +186,15 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", [*MUTANTS, *OF_VACUUM], ids=lambda mutant: mutant.__name__)
 def test_the_simulator_catches(mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
-    for seed in range(SEEDS):
-        try:
-            scenario(seed)
-        except (AssertionError, OSError, TidemillError):
-            return
-    pytest.fail(f"{mutant.__name__} lived through {SEEDS} scenarios")
+    with decoded_once():
+        for seed in range(SEEDS):
+            for history, _ in HISTORIES:
+                try:
+                    history(seed)
+                except (AssertionError, OSError, TidemillError):
+                    count(f"mutant-{mutant.__name__}", mutants=1)
+                    return
+    pytest.fail(f"{mutant.__name__} lived through {SEEDS} seeds")

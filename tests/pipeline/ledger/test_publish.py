@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.errors import Fenced, Incomplete, TidemillError
 from pipeline.ledger import publish as publishing
+from pipeline.ledger.notes import files_of
 from pipeline.ledger.pieces import Span
 from pipeline.ledger.publish import Commit, Draft, commit_key, commit_schema, encode_schema, head, manifest_records, read_commit
 from pipeline.ledger.records import Record
@@ -58,8 +59,15 @@ def make_draft(make_span: MakeSpan, make_record: MakeRecord) -> MakeDraft:
     return make
 
 
+def written(store: Store, draft: Draft) -> Draft:
+    """The same draft, its files written."""
+    for key in (key for record in draft.records for key in files_of(record)):
+        store.put(key, b"rows")
+    return draft
+
+
 def publish(store: Store, draft: Draft) -> Commit:
-    return publishing.publish(store, draft, count_duplicates=len, pause=lambda _: None)
+    return publishing.publish(store, written(store, draft), count_duplicates=len, pause=lambda _: None)
 
 
 def shards(store: Store, commit: Commit) -> list[str]:
@@ -192,7 +200,8 @@ def test_an_answer_that_was_lost(tmp_path: Path, make_draft: MakeDraft, rivals: 
         for n in range(rivals):
             publish(calm, make_draft(f"rival {n}", f"b{n}", base=1 + n, keep=False))
 
-    commit = publishing.publish(faulty, make_draft("r1", "a"), count_duplicates=len, pause=pause)
+    draft = written(calm, make_draft("r1", "a"))
+    commit = publishing.publish(faulty, draft, count_duplicates=len, pause=pause)
     assert (commit.version, commit.run_id) == (1, "r1")
     assert len(calm.list("_commits")) == 1 + rivals
 

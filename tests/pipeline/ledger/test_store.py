@@ -19,7 +19,8 @@ import pytest
 from gcsfs.extended_gcsfs import BucketType
 
 from pipeline.errors import ConfigError
-from pipeline.ledger.store import Exists, FileStore, FsspecStore, Store, Unknown, check_create_only, open_store
+from pipeline.ledger.probe import check_create_only
+from pipeline.ledger.store import Exists, FileStore, FsspecStore, Store, Unknown, open_store
 
 
 @pytest.fixture(params=["local", "s3"])
