@@ -16,10 +16,12 @@ from urllib.parse import urlsplit
 import typer
 import yaml
 
-from jobs.console import ConfigPath, Json, Overrides, err, print_json
+from jobs.console import ConfigPath, Json, Overrides, clean, err, print_json
+from pipeline.clusters import refuse_open_cluster
 from pipeline.config import Config, load
 from pipeline.engines import GRACE_SECONDS
 from pipeline.errors import ConfigError, TidemillError
+from pipeline.wording import message_lines
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -49,6 +51,7 @@ def command(
         raise ConfigError("no cluster is named; give --address http://HOST:8265 or set RAY_ADDRESS", field="--address")
     if urlsplit(address).username is not None:
         raise ConfigError("the address carries credentials; give the token by RAY_AUTH_TOKEN instead", field="--address")
+    refuse_open_cluster(address, "--address")
     # Imported here: it takes a second, and `tidemill --help` should not.
     from ray.job_submission import JobSubmissionClient
 
@@ -111,7 +114,7 @@ def _follow(client: JobSubmissionClient, submission: str) -> int:
 
     async def tail() -> None:
         async for lines in client.tail_job_logs(submission):
-            err.print(lines, end="", markup=False, soft_wrap=True)
+            err.print(clean(lines), end="", markup=False, soft_wrap=True)
 
     asyncio.run(tail())
     while not (info := client.get_job_info(submission)).status.is_terminal():
@@ -120,5 +123,5 @@ def _follow(client: JobSubmissionClient, submission: str) -> int:
         return 0
     if info.status == JobStatus.STOPPED:
         return 143
-    err.print(f"{submission}: {info.message}", markup=False)
+    err.print(message_lines(f"{submission}: {info.message}"), markup=False)
     return info.driver_exit_code or 1

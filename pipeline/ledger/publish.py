@@ -45,7 +45,7 @@ class Commit:
     fingerprint: dict[str, Any]
     """What the generation is the hash of."""
     pins: dict[str, Any]
-    """What `auto` resolved to when the generation began: piece_bytes, precision."""
+    """What `auto` resolved to when the generation began (piece_bytes, precision), and the hub's commits of its models."""
     schema: str
     """Arrow schema of the data files (`encode_schema`)."""
     manifest: str
