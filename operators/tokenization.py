@@ -34,7 +34,7 @@ _PART_CHARACTERS = 1 << 18
 _UNLIMITED = 1 << 24
 """A tokenizer that declares more than this declares no limit (transformers writes 1e30)."""
 
-_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 _BREAK = re.compile(r"(?<=\S)(?=[ \n]\w)")
 """A place before a single space or line end between words; see `_breaks_at_spaces`."""

@@ -22,6 +22,7 @@ def read(text: str) -> Any:
     """The one document in `text`. yaml.YAMLError where it is none, or beyond the bounds."""
     if len(text) > LARGEST:
         raise yaml.YAMLError(f"more than {LARGEST} characters")
+    _check_depth(text)
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -43,6 +44,15 @@ def scalar(text: str) -> Any:
         return read(text)
     except yaml.YAMLError:
         return text
+
+
+def _check_depth(text: str) -> None:
+    """yaml.YAMLError where the text is nested too deeply; it is read no further than that."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise yaml.YAMLError(f"nested more than {_DEEPEST} deep")
 
 
 def _check(root: yaml.Node) -> None:
