@@ -15,7 +15,7 @@ from pipeline.errors import TidemillError
 
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<user>[^/?#\s'\"]*)@")
 _PARAMETER = re.compile(
-    r"(?P<name>[\w.-]*(?:key|secret|token|passw|pwd|credential|sig|signature|auth)[\w.-]*)=(?P<value>[^&\s'\"]+)", re.IGNORECASE
+    r"(?P<name>[?&][\w.-]*(?:key|secret|token|passw|pwd|credential|sig|auth)[\w.-]*)=(?P<value>[^&\s'\"]+)", re.IGNORECASE
 )
 _SECRET_NAME = re.compile(r"key|secret|token|passw|pwd|credential|connection_string|sas\b|cookie", re.IGNORECASE)
 _SHORTEST_SECRET = 8
@@ -37,7 +37,7 @@ def message_lines(text: str) -> str:
 def without_secrets(text: str) -> str:
     """`text` without passwords in URLs, parameters named like secrets, and what the environment holds as one."""
     text = _USERINFO.sub(_keep_container, text)
-    text = _PARAMETER.sub(lambda match: f"{match['name']}={_LEFT_OUT}", text) if "://" in text else text
+    text = _PARAMETER.sub(lambda match: f"{match['name']}={_LEFT_OUT}", text)
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name) and not value.startswith("/"):
             text = text.replace(value, _LEFT_OUT)

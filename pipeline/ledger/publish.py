@@ -160,7 +160,7 @@ def publish(
         commit = _compose(store, draft, records, current, commit_id, count_duplicates(records))
         if commit_once(store, commit, records):
             return commit
-        pause(random.uniform(0.05, 0.5))
+        pause(random.uniform(0.05, 0.5))  # only spreads attempts  # nosec B311
     raise TidemillError(f"{ATTEMPTS} times another run's commit came first; run the same command again, nothing is lost")
 
 
