@@ -87,7 +87,7 @@ def _submit(client: JobSubmissionClient, settings: Config, date: str) -> str:
         client.submit_job(
             entrypoint="python -m jobs run job.yaml --json",
             submission_id=submission,
-            runtime_env={"working_dir": folder, "env_vars": _environment()},
+            runtime_env=environment(folder),
             metadata={"name": settings.name, "date": date},
         )
     err.print(f"submitted {submission}")
@@ -102,10 +102,12 @@ def _bundle(folder: Path, plain: dict[str, Any]) -> None:
     (folder / "job.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
-def _environment() -> dict[str, str]:
+def environment(folder: str) -> dict[str, Any]:
+    """Ray's runtime_env of the job: what is in `folder`, and settings. Nothing is installed there, so the image is what runs."""
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     # Ray kills a stopped job after three seconds unless told otherwise; the writes in flight need longer.
-    return {**passed_on, "RAY_JOB_STOP_WAIT_TIME_S": str(int(GRACE_SECONDS) + 10)}
+    settings = {**passed_on, "RAY_JOB_STOP_WAIT_TIME_S": str(int(GRACE_SECONDS) + 10)}
+    return {"working_dir": folder, "env_vars": settings}
 
 
 def _follow(client: JobSubmissionClient, submission: str) -> int:
