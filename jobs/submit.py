@@ -11,13 +11,15 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import typer
 import yaml
 
 from jobs.console import ConfigPath, Json, Overrides, clean, err, print_json
-from pipeline.clusters import refuse_open_cluster
+from pipeline.clusters import is_local, refuse_open_cluster
 from pipeline.config import Config, load
 from pipeline.engines import GRACE_SECONDS
 from pipeline.errors import ConfigError, TidemillError
@@ -52,6 +54,8 @@ def command(
     if urlsplit(address).username is not None:
         raise ConfigError("the address carries credentials; give the token by RAY_AUTH_TOKEN instead", field="--address")
     refuse_open_cluster(address, "--address")
+    if not is_local(address):
+        refuse_unguarded(address)
     # Imported here: it takes a second, and `tidemill --help` should not.
     from ray.job_submission import JobSubmissionClient
 
@@ -67,6 +71,25 @@ def command(
         info = client.get_job_info(submission)
         print_json({"submission_id": submission, "status": str(info.status.value), "exit_code": None if no_wait else code})
     return code
+
+
+def refuse_unguarded(address: str) -> None:
+    """ConfigError where a job server speaks to one who shows no token; a token of ours does not make it ask for one."""
+    if not address.startswith(("http://", "https://")):
+        return
+    try:
+        with urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=10) as answer:  # http alone, as above  # nosec B310
+            code = answer.status
+    except HTTPError as error:
+        code = error.code
+    except OSError:
+        return  # not reached: the client says so
+    if code not in (401, 403):
+        raise ConfigError(
+            f"the job server answers without a token (HTTP {code}), so whoever reaches it can run code there; start the cluster "
+            "with RAY_AUTH_MODE=token",
+            field="--address",
+        )
 
 
 def _submit(client: JobSubmissionClient, settings: Config, date: str) -> str:

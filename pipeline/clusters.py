@@ -31,14 +31,17 @@ def refuse_unpickling() -> None:
 def refuse_open_cluster(address: str, field: str) -> None:
     """ConfigError where the cluster at `address` (host:port, ray://host:port or http://host:port) can be reached from elsewhere
     and is not asked for by a token."""
-    if _host(address) in ("auto", "local") or _is_loopback(_host(address)):
-        return
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+    if not is_local(address) and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         raise ConfigError(
             "the cluster listens beyond this machine, and without a token whoever reaches it can run code there; start it with "
             "RAY_AUTH_MODE=token, and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH here",
             field=field,
         )
+
+
+def is_local(address: str) -> bool:
+    """Whether an address leads to this machine alone (what `auto` has found is to be looked at again)."""
+    return _host(address) in ("auto", "local") or _is_loopback(_host(address))
 
 
 def _host(address: str) -> str:

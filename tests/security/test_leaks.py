@@ -184,7 +184,7 @@ def test_a_store_that_fails_in_the_middle(tmp_path: Path, job: Job, s3_server: S
     """The error of a piece names the store's answer, not the credentials that it was asked with."""
     bucket = s3_server.make_bucket()
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.jsonl").write_text(json.dumps({"text": SENTENCE}))
+    (tmp_path / "in" / f"{FORGED}.jsonl").write_text(json.dumps({"text": SENTENCE}))
     script = (
         "import json, sys\n"
         "from pipeline.config import load\n"
@@ -204,6 +204,7 @@ def test_a_store_that_fails_in_the_middle(tmp_path: Path, job: Job, s3_server: S
     )
     assert done.returncode == 3, done.stderr[-2000:]
     assert "PUT http://***@host/x?X-Amz-Signature=***" in done.stderr
+    assert "x\\n2026-11-28 ERROR forged line\\r\\x1b[2J" in done.stderr, "the shard is named, in one line"
     assert_all_clean(done)
 
 

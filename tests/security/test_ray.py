@@ -13,7 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -27,13 +29,13 @@ from pipeline.errors import ConfigError
 from tests.jobs.conftest import ROOT
 
 ELSEWHERE = [
-    "10.0.0.8:6379", "ray://head:10001", "http://head.example:8265", "https://head/", "head:6379", "[2001:db8::1]:6379", "0.0.0.0:6379",
-    "http://192.168.1.5:8265", "ray://127.0.0.1.example:10001", "http://localhost.example:8265", "http://127.0.0.1@head:8265", "", "%%%",
-    "http://[::ffff:10.0.0.8]:8265", "169.254.1.1:6379", "//", "http://[broken",
+    "10.0.0.8:6379", "ray://head:10001", "http://head.example:8265", "https://head/", "head:6379", "[2001:db8::1]:6379",
+    "0.0.0.0:6379", "http://192.168.1.5:8265", "ray://127.0.0.1.example:10001", "http://localhost.example:8265", "%%%", "//", "",
+    "http://127.0.0.1@head:8265", "http://[::ffff:10.0.0.8]:8265", "169.254.1.1:6379", "http://[broken",
 ]  # fmt: skip
 HERE = [
-    "127.0.0.1:6379", "localhost:6379", "ray://127.0.0.1:10001", "http://localhost:8265", "http://[::1]:8265", "127.8.8.8:1", "auto", "local",
-    "LOCALHOST:6379",
+    "127.0.0.1:6379", "localhost:6379", "ray://127.0.0.1:10001", "http://localhost:8265", "http://[::1]:8265", "127.8.8.8:1",
+    "auto", "local", "LOCALHOST:6379",
 ]  # fmt: skip
 
 
@@ -44,7 +46,7 @@ def test_a_cluster_elsewhere_wants_a_token(monkeypatch: pytest.MonkeyPatch, addr
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 32)
     if mode is not None:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    with pytest.raises(ConfigError, match="RAY_ADDRESS: .*whoever reaches it can run code there.*RAY_AUTH_MODE=token") as refused:
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS: .*can run code there.*RAY_AUTH_MODE=token") as refused:
         refuse_open_cluster(address, "RAY_ADDRESS")
     assert refused.value.exit_code == 2
     assert "a" * 32 not in str(refused.value)
@@ -79,6 +81,35 @@ def test_submit_refuses_before_it_connects(tmp_path: Path, monkeypatch: pytest.M
     assert time.monotonic() - started < 5
 
 
+class _Answer(BaseHTTPRequestHandler):
+    code = 200
+
+    def do_GET(self) -> None:
+        assert "authorization" not in {name.lower() for name in self.headers}
+        self.send_response(self.code)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(("code", "refused"), [(200, True), (500, True), (404, True), (401, False), (403, False)])
+def test_a_job_server_that_asks_nobody_is_refused(code: int, refused: bool) -> None:
+    """A token in our environment does not make the cluster ask for it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Answer", (_Answer,), {"code": code}))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        if refused:
+            with pytest.raises(ConfigError, match="--address: the job server answers without a token"):
+                submit.refuse_unguarded(address)
+        else:
+            submit.refuse_unguarded(address)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_what_is_submitted_is_the_code_and_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
     monkeypatch.setenv("HF_TOKEN", "canary")
@@ -105,8 +136,9 @@ def open_head() -> Iterator[str]:
     env.pop("RAY_ADDRESS", None)
     folder = Path("/tmp") / f"tmo{os.getpid()}"  # paths of Ray's sockets are limited to 107 bytes
     command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--port={port}", "--num-cpus=1",
-        "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--object-store-memory=80000000",
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--port={port}",
+        "--num-cpus=1", "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}",
+        "--object-store-memory=80000000",
     ]  # fmt: skip
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
