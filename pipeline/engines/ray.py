@@ -23,7 +23,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.batch import from_todo_block, todo_block
-from pipeline.clusters import refuse_open_cluster, refuse_unpickling
+from pipeline.clusters import refuse_open_cluster, refuse_open_nodes, refuse_unpickling
 from pipeline.engines import GRACE_SECONDS
 from pipeline.errors import ConfigError, Incomplete, Terminated, TidemillError
 from pipeline.ledger.pieces import Todo
@@ -116,8 +116,9 @@ def start() -> None:
             ray.init(**quiet)
         except (ConnectionError, RuntimeError) as error:
             raise TidemillError(f"cannot join the Ray cluster at {address}: {str(error).splitlines()[0]}") from error
-        try:  # what `auto` has found
-            refuse_open_cluster(ray.get_runtime_context().gcs_address, "RAY_ADDRESS")
+        try:
+            nodes = ray.nodes()  # type: ignore[no-untyped-call]
+            refuse_open_nodes([n["NodeManagerAddress"] for n in nodes if n["Alive"]], "RAY_ADDRESS")
         except ConfigError:
             ray.shutdown()
             raise

@@ -300,6 +300,7 @@ def test_the_head_asks_everybody_for_its_token(head: Head) -> None:
             with pytest.raises(HTTPError) as refused:
                 urlopen(request)
             assert refused.value.code in (401, 403), (method, path)
+            refused.value.close()
     assert call(head, "GET", "version")["ray_version"]
 
 

@@ -143,7 +143,7 @@ def test_a_pickle_in_a_parquet_file_is_not_loaded_where_ray_data_is(tmp_path: Pa
     assert len(lines) == 8
     assert all(line.startswith(("refused 2", "done", "engine refused 2")) for line in lines), lines
     assert f"{UNPICKLING[0]}: it lets files of the input run code" in lines[-2]
-    assert "RAY_ADDRESS: the cluster listens beyond this machine" in lines[-1]
+    assert "RAY_ADDRESS: the cluster reaches beyond this machine" in lines[-1]
 
 
 @pytest.mark.parametrize("name", UNPICKLING)

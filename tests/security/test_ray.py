@@ -23,15 +23,15 @@ import typer
 import yaml
 
 from jobs import submit
-from pipeline.clusters import refuse_open_cluster
+from pipeline.clusters import refuse_open_cluster, refuse_open_nodes
 from pipeline.config import from_dict
 from pipeline.errors import ConfigError
 from tests.jobs.conftest import ROOT
 
 ELSEWHERE = [
-    "10.0.0.8:6379", "ray://head:10001", "http://head.example:8265", "https://head/", "head:6379", "[2001:db8::1]:6379",
-    "0.0.0.0:6379", "http://192.168.1.5:8265", "ray://127.0.0.1.example:10001", "http://localhost.example:8265", "%%%", "//", "",
-    "http://127.0.0.1@head:8265", "http://[::ffff:10.0.0.8]:8265", "169.254.1.1:6379", "http://[broken",
+    "203.0.113.8:6379", "ray://head:10001", "http://head.example:8265", "https://head/", "head:6379", "[2001:db8::1]:6379",
+    "0.0.0.0:6379", "http://203.0.113.5:8265", "ray://127.0.0.1.example:10001", "http://localhost.example:8265", "%%%", "//", "",
+    "http://127.0.0.1@head:8265", "http://[::ffff:203.0.113.8]:8265", "169.254.1.1:6379", "http://[broken",
 ]  # fmt: skip
 HERE = [
     "127.0.0.1:6379", "localhost:6379", "ray://127.0.0.1:10001", "http://localhost:8265", "http://[::1]:8265", "127.8.8.8:1",
@@ -64,6 +64,19 @@ def test_one_on_this_machine_alone_needs_none(monkeypatch: pytest.MonkeyPatch, a
     refuse_open_cluster(address, "RAY_ADDRESS")
 
 
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_a_cluster_found_here_may_not_reach_further_without(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    own = next(a.address for card in psutil.net_if_addrs().values() for a in card if a.family == socket.AF_INET)
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    refuse_open_nodes(["127.0.0.1", own], "RAY_ADDRESS")
+    refuse_open_cluster(f"{own}:6379", "RAY_ADDRESS")
+    if mode == "token":
+        refuse_open_nodes(["127.0.0.1", "203.0.113.9"], "RAY_ADDRESS")
+    else:
+        with pytest.raises(ConfigError, match="reaches beyond this machine"):
+            refuse_open_nodes(["127.0.0.1", "203.0.113.9"], "RAY_ADDRESS")
+
+
 JOB = {
     "input": {"path": "/data/in"},
     "tasks": {"vector": {"head": "embedding", "model": "someone/model"}},
@@ -76,7 +89,7 @@ def test_submit_refuses_before_it_connects(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))
     started = time.monotonic()
-    with pytest.raises(ConfigError, match="--address: the cluster listens beyond this machine"):
+    with pytest.raises(ConfigError, match="--address: the cluster reaches beyond this machine"):
         submit.command(str(tmp_path / "job.yaml"), address="http://203.0.113.1:8265")
     assert time.monotonic() - started < 5
 
@@ -182,7 +195,7 @@ def test_an_open_head_is_joined_on_loopback_and_nowhere_else(open_head: str) -> 
 
     assert join(open_head) == "joined 1\n"
     elsewhere = f"{socket.gethostname()}:{open_head.rpartition(':')[2]}"
-    assert join(elsewhere).startswith("refused 2 RAY_ADDRESS: the cluster listens beyond this machine")
+    assert join(elsewhere).startswith("refused 2 RAY_ADDRESS: the cluster reaches beyond this machine")
 
 
 def test_the_command_line_has_no_way_around() -> None:
