@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -9,6 +10,7 @@ import typer
 
 from jobs import console, doctor, evaluate, export, files, plan, publish, run, status, submit
 from pipeline.errors import TidemillError
+from pipeline.wording import describe, frames
 
 app = typer.Typer(
     name="tidemill",
@@ -40,8 +42,12 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 -- the last resort: an error that is ours
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # usage errors of the command line itself
             console.fail(f"{error.format_message()}; see tidemill --help", error.exit_code)
-        traceback.print_exc()
-        console.fail(f"{type(error).__name__}: {error}", 1)
+        # Messages of libraries may quote a document: the frames say where it was, and no more.
+        if os.environ.get("TIDEMILL_TRACEBACK"):
+            traceback.print_exc()
+        else:
+            console.err.print("\n".join(frames(error)), markup=False, highlight=False, soft_wrap=True)
+        console.fail(f"{describe(error)}; TIDEMILL_TRACEBACK=1 shows the messages too, which may quote a document", 1)
     if code == _INTERRUPTED:
         console.fail("interrupted; what was recorded stays, and the same command goes on from there", code)
     sys.exit(code if isinstance(code, int) else 0)

@@ -6,11 +6,10 @@ import sys
 from contextlib import redirect_stdout
 from typing import Any
 
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from jobs.console import ConfigPath, Json, Overrides, err, out, print_json
+from jobs.console import ConfigPath, Json, Overrides, cell, err, out, print_json
 from jobs.progress import Progress
 
 
@@ -51,7 +50,7 @@ def summary(report: dict[str, Any]) -> Panel:
         rows[f"parity of {task}"] = f"{agreed} of {found['documents']} documents as the reference{mean}"
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(f"[bold]{escape(name)}", escape(value))
+        table.add_row(f"[bold]{cell(name)}", cell(value))
     return Panel(table, title=f"run {report['run_id']}", title_align="left", expand=False)
 
 

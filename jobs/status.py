@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
-from jobs.console import Json, OutputPath, StorageOption, Version, out, parse_options, print_json
+from jobs.console import Json, OutputPath, StorageOption, Version, cell, out, parse_options, print_json
 
 
 def command(output: OutputPath, version: Version = None, storage_option: StorageOption = None, json: Json = False) -> None:
@@ -29,8 +28,8 @@ def command(output: OutputPath, version: Version = None, storage_option: Storage
     if json:
         print_json(books)
         return
-    table = Table(title=escape(output), title_justify="left", show_header=False, box=None)
+    table = Table(title=cell(output), title_justify="left", show_header=False, box=None)
     for name, value in books.items():
         shown = ", ".join(f"{k}: {v}" for k, v in value.items()) or "none" if isinstance(value, dict) else str(value)
-        table.add_row(f"[bold]{name}", escape(shown))
+        table.add_row(f"[bold]{name}", cell(shown))
     out.print(table)

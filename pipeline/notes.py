@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.planning import Plan
+from pipeline.wording import printable
 
 
 def describe(plan: Plan) -> list[str]:
@@ -21,7 +22,7 @@ def notes(plan: Plan) -> list[str]:
     """What a run would do beyond encoding what is new, and what was left out."""
     found = [note for model in plan.models.values() for note in model.notes]
     if plan.listing.ignored:
-        found.append(f"{plan.listing.ignored} files were left out: hidden, starting with '_', or with an unknown suffix")
+        found.append(f"{plan.listing.ignored} files were left out: hidden, starting with '_', links, or with an unknown suffix")
     if plan.base and changes(plan):
         found.append(
             f"another generation than version {plan.base.version} of the table: all {plan.base.totals['rows_in']} rows are "
@@ -31,7 +32,7 @@ def notes(plan: Plan) -> list[str]:
     if gone:
         drop = changes(plan) or plan.config.output.removed == "drop"
         fate = "leave the table (older versions keep them)" if drop else "stay in the table"
-        found.append(f"{len(gone)} shards that left the input {fate}, for example {gone[0]}")
+        found.append(f"{len(gone)} shards that left the input {fate}, for example {printable(gone[0])}")
     return found
 
 

@@ -64,8 +64,13 @@ class Plan:
 
     @property
     def pins(self) -> dict[str, Any]:
-        """What `auto` resolved to, for the table's commit."""
-        return {"piece_bytes": self.source.piece_bytes, "precision": self.precision}
+        """What `auto` resolved to, and the hub's commits of the models by task, for the table's commit."""
+        revisions = {name: m.repository.revision for name, m in self.models.items() if m.repository.revision}
+        return {
+            "piece_bytes": self.source.piece_bytes,
+            "precision": self.precision,
+            **({"revisions": revisions} if revisions else {}),
+        }
 
     @property
     def weights_bytes(self) -> int:

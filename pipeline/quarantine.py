@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline.wording import printable
+
 SCHEMA = pa.schema(
     [
         pa.field("_shard", pa.string(), nullable=False),
@@ -28,5 +30,7 @@ class Entry(NamedTuple):
 
 def table(shard_key: str, entries: list[Entry]) -> pa.Table:
     """Entries of one shard as rows of the quarantine table (`SCHEMA`)."""
+    # Details name types and columns, which come with the shard.
+    entries = [entry._replace(detail=printable(entry.detail)) for entry in entries]
     columns = [[shard_key] * len(entries), *([getattr(e, name) for e in entries] for name in Entry._fields)]
     return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)

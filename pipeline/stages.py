@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +19,13 @@ from operators.schema import COUNTS, ID, N_TOKENS, ROW, SHARD, TEXT, TRUNCATED
 from pipeline import batch as wire
 from pipeline import quarantine, sink
 from pipeline.batch import Batch
-from pipeline.errors import TidemillError
 from pipeline.ledger.pieces import Todo
 from pipeline.ledger.records import Record, from_json, read_record, to_json
 from pipeline.passes import Passes
 from pipeline.preparing import Preparer, count_column
 from pipeline.recipe import Recipe
 from pipeline.source.reading import read_span
+from pipeline.wording import describe
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Stages:
 
     def read(self, todo: Todo) -> Iterator[Item]:
         """The pieces of a span that have no record yet, in order; ends early where a stop was asked for."""
-        where = f"{todo.span.shard.key} from {todo.span.start}"
+        where = f"{todo.span.shard.label} from {todo.span.start}"
         try:
             for batch in read_span(todo, self._recipe.read):
                 if self._recipe.stop_asked():
@@ -91,7 +89,7 @@ class Stages:
                 record = read_record(self._recipe.store, self._recipe.generation, batch.id)
                 yield Outcome(where, record) if record else replace(batch, statistics={**batch.statistics, "reads": 1})
         except Exception as error:  # noqa: BLE001 -- a piece that fails is left without record and named at the end (exit 3)
-            yield Outcome(where, error=_describe(error))
+            yield Outcome(where, error=describe(error))
 
     def prepare(self, item: Item) -> Item:
         """Tokenize and measure windows: adds ids and counts, takes the text away, sets aside what is too long."""
@@ -113,7 +111,7 @@ class Stages:
         try:
             return stage(item)
         except Exception as error:  # noqa: BLE001 -- as in read
-            return Outcome(_where(item), error=_describe(error))
+            return Outcome(_where(item), error=describe(error))
 
     def _prepare(self, batch: Batch) -> Batch:
         started = time.perf_counter()
@@ -178,12 +176,4 @@ def _set_aside(batch: Batch, reasons: dict[int, tuple[str, str]]) -> Batch:
 
 
 def _where(batch: Batch) -> str:
-    return f"{batch.span.shard.key} from {batch.start} to {batch.stop}"
-
-
-def _describe(error: Exception) -> str:
-    """What went wrong and where; the message only of errors that cannot quote a document."""
-    if isinstance(error, (TidemillError, OSError)):
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {frame.name} ({Path(frame.filename).name}:{frame.lineno})"
+    return f"{batch.span.shard.label} from {batch.start} to {batch.stop}"

@@ -23,6 +23,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.batch import from_todo_block, todo_block
+from pipeline.clusters import refuse_open_cluster, refuse_open_nodes, refuse_unpickling
 from pipeline.engines import GRACE_SECONDS
 from pipeline.errors import ConfigError, Incomplete, Terminated, TidemillError
 from pipeline.ledger.pieces import Todo
@@ -30,6 +31,7 @@ from pipeline.placement import Placement, Resources, Wish, place
 from pipeline.recipe import Recipe
 from pipeline.stages import Outcome, Stages, from_block, to_block
 from pipeline.stopping import Stop
+from pipeline.wording import printable, without_secrets
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -40,6 +42,7 @@ class FusedWorker:
     """Reads, prepares, encodes and writes; two pieces at once, so that the encoder does not wait for files."""
 
     def __init__(self, recipe: Recipe, threads: int) -> None:
+        refuse_unpickling()
         self._stages = Stages(recipe, threads=threads)
         # The first pieces are read meanwhile; what goes wrong here is raised by the first call.
         self._loaded = ThreadPoolExecutor(1, "load").submit(self._stages.load)
@@ -71,6 +74,7 @@ _stages_of_this_process: dict[str, Stages] = {}
 def _stages(recipe: Recipe) -> Stages:
     """Tokenizers are built once in each process, not once for each task."""
     if recipe.run_id not in _stages_of_this_process:
+        refuse_unpickling()
         _stages_of_this_process.clear()
         _stages_of_this_process[recipe.run_id] = Stages(recipe, threads=1)
     return _stages_of_this_process[recipe.run_id]
@@ -93,6 +97,7 @@ def write(block: pa.Table, recipe: Recipe) -> Iterator[pa.Table]:
 
 def start() -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local one for this process alone."""
+    refuse_unpickling()
     if ray.is_initialized():
         return
     # torch's CPU packs are megabytes each; without these thresholds glibc maps and unmaps every one of them.
@@ -106,10 +111,17 @@ def start() -> None:
             raise ConfigError(
                 "it is a job server's; submit the job to it with `tidemill submit`, or unset it", field="RAY_ADDRESS"
             )
+        refuse_open_cluster(address, "RAY_ADDRESS")
         try:
             ray.init(**quiet)
         except (ConnectionError, RuntimeError) as error:
             raise TidemillError(f"cannot join the Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+        try:
+            nodes = ray.nodes()  # type: ignore[no-untyped-call]
+            refuse_open_nodes([n["NodeManagerAddress"] for n in nodes if n["Alive"]], "RAY_ADDRESS")
+        except ConfigError:
+            ray.shutdown()
+            raise
     else:
         # Ray's core reports at error level that Ray Data's actors have arguments, which is harmless, each time.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -160,7 +172,7 @@ def execute(recipe: Recipe, placed: Placement, todos: list[Todo], stop: Stop) ->
             break
         if isinstance(block, BaseException):
             # Ray's exceptions carry whole remote tracebacks; their first line says what died.
-            reason = _COLOURS.sub("", str(block).strip().splitlines()[0])
+            reason = printable(without_secrets(_COLOURS.sub("", str(block).strip().splitlines()[0])))
             raise Incomplete(f"the engine stopped: {reason}; run the same command again to go on") from block
         for item in from_block(block):
             assert isinstance(item, Outcome)

@@ -12,6 +12,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from pipeline.wording import printable
+
 MAX_ROWS = 20_000
 """Rows in one piece, at most."""
 
@@ -27,6 +29,11 @@ class Shard:
     """ETag, or size and modification time."""
     size: int
     """Bytes as stored."""
+
+    @property
+    def label(self) -> str:
+        """The key as messages have it: whoever can write the input names shards."""
+        return printable(self.key)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Commit:
     fingerprint: dict[str, Any]
     """What the generation is the hash of."""
     pins: dict[str, Any]
-    """What `auto` resolved to when the generation began: piece_bytes, precision."""
+    """What `auto` resolved to when the generation began (piece_bytes, precision), and the hub's commits of its models."""
     schema: str
     """Arrow schema of the data files (`encode_schema`)."""
     manifest: str
@@ -60,6 +60,8 @@ class Commit:
 _COMMIT = TypeAdapter(Commit)
 _COMMIT_KEY = re.compile(r"_commits/([0-9]{8,})\.json")
 """What `commit_key` gives; other files in that folder, such as a copy somebody made, are no versions."""
+_MANIFEST_KEY = re.compile(r"_manifests/[^/\\]+\.parquet")
+"""Whoever can write a commit must not choose what is read."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,12 @@ def read_commit(store: Store, version: int) -> Commit:
     """One version; FileNotFoundError where it does not exist."""
     key = commit_key(version)
     try:
-        return _COMMIT.validate_json(store.get(key))
+        commit = _COMMIT.validate_json(store.get(key))
     except ValidationError as error:
         raise TidemillError(f"{key} is not a commit: {error.error_count()} fields are wrong; restore it from a backup") from None
+    if not _MANIFEST_KEY.fullmatch(commit.manifest) or "/" in commit.generation:
+        raise TidemillError(f"{key} is not a commit: it leads out of the table; restore it from a backup")
+    return commit
 
 
 def commit_key(version: int) -> str:
@@ -155,7 +160,7 @@ def publish(
         commit = _compose(store, draft, records, current, commit_id, count_duplicates(records))
         if commit_once(store, commit, records):
             return commit
-        pause(random.uniform(0.05, 0.5))
+        pause(random.uniform(0.05, 0.5))  # only spreads attempts  # nosec B311
     raise TidemillError(f"{ATTEMPTS} times another run's commit came first; run the same command again, nothing is lost")
 
 

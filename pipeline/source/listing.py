@@ -35,7 +35,7 @@ class Listing:
     shards: tuple[Shard, ...]
     """Sorted by key."""
     ignored: int
-    """Files left out: names that start with `_` or `.` (or lie in such a folder), and unknown suffixes."""
+    """Files left out: names that start with `_` or `.` (or lie in such a folder), unknown suffixes, and links."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def list_shards(settings: Input, output_path: str) -> Listing:
         for path, info, found in _files(root, url):
             name = path[len(root.base) :].lstrip("/")
             address = root.base_url + path[len(root.base) :]
-            if not _wanted(name, settings.format, found):
+            # A link in a folder may lead anywhere, and whoever can write the input must not choose what else is read.
+            if info["type"] != "file" or not _wanted(name, settings.format, found):
                 ignored.add(address)
                 n_ignored += 1
                 continue
@@ -80,7 +81,7 @@ def list_shards(settings: Input, output_path: str) -> Listing:
 
 def _no_match(url: str, forced: str, ignored: int) -> ConfigError:
     kind = "Parquet or JSONL" if forced == "auto" else forced
-    left_out = f"; {ignored} files were left out (hidden, starting with '_', or with another suffix)" if ignored else ""
+    left_out = f"; {ignored} files were left out (hidden, starting with '_', links, or with another suffix)" if ignored else ""
     return ConfigError(
         f"no {kind} file matches {url}{left_out}; looked for *.parquet, *.pq, *.jsonl, *.ndjson "
         "and *.json, the last three also as .gz and .zst",
@@ -127,15 +128,16 @@ def _root(url: str, options: Mapping[str, Any]) -> _Root:
 
 
 def _files(root: _Root, url: str) -> Iterator[tuple[str, Mapping[str, Any], _Found]]:
-    """Path and info of each file, and how it was found: named by the config, matched by its wildcards, or inside a directory."""
+    """Path and info of each file or link, and how it was found: named by the config, matched by its wildcards, or inside a
+    directory."""
     try:
         found = root.fs.glob(root.path, detail=True) if root.glob else {root.path: root.fs.info(root.path)}
         for path, info in sorted(found.items()):
-            if info["type"] == "file":
-                yield path, info, "matched" if root.glob else "named"
-            elif info["type"] == "directory":
+            if info["type"] == "directory":
                 inside = root.fs.find(path, detail=True)
-                yield from ((p, i, "inside") for p, i in inside.items() if i["type"] == "file")
+                yield from ((p, i, "inside") for p, i in inside.items() if i["type"] != "directory")
+            else:
+                yield path, info, "matched" if root.glob else "named"
     except FileNotFoundError:
         return
     except Exception as error:  # as above

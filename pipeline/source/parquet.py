@@ -187,4 +187,10 @@ def _batch_rows(metadata: pq.FileMetaData, groups: list[int], columns: list[str]
 
 def _open(file: BinaryIO) -> pq.ParquetFile:
     # A buffer makes column chunks stream instead of being read whole.
-    return pq.ParquetFile(file, buffer_size=_BUFFER, page_checksum_verification=True)
+    try:
+        return pq.ParquetFile(file, buffer_size=_BUFFER, page_checksum_verification=True)
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, pa.ArrowException):
+            raise
+        # An extension type that is registered here, as Ray Data's are, has refused what the file says of it.
+        raise Corrupt(f"its schema cannot be read: {type(error).__name__}") from error

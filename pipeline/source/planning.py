@@ -120,7 +120,7 @@ def _threaded(work: Callable[[Shard], _T], shards: Sequence[Shard]) -> list[_T]:
             return work(shard)
         except Exception as error:  # each store's library raises its own
             raise TidemillError(
-                f"cannot open shard {shard.key}: {type(error).__name__}; check the store and run again"
+                f"cannot open shard {shard.label}: {type(error).__name__}; check the store and run again"
             ) from error
 
     with ThreadPoolExecutor(_THREADS) as pool:

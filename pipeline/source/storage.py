@@ -74,9 +74,9 @@ def check_unchanged(shard: Shard, options: Mapping[str, Any]) -> None:
     try:
         version = version_of(fs, path, fs.info(path))
     except FileNotFoundError:
-        raise TidemillError(f"shard {shard.key} was removed during the run; run again") from None
+        raise TidemillError(f"shard {shard.label} was removed during the run; run again") from None
     if version != shard.version:
-        raise TidemillError(f"shard {shard.key} changed during the run (version {shard.version}, now {version}); run again")
+        raise TidemillError(f"shard {shard.label} changed during the run (version {shard.version}, now {version}); run again")
 
 
 def version_of(fs: AbstractFileSystem, path: str, info: Mapping[str, Any]) -> str:
