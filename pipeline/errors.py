@@ -13,6 +13,9 @@ document text or secrets.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 
 class TidemillError(Exception):
     """Base of all errors raised on purpose; `exit_code` is the process's exit code."""
@@ -56,3 +59,11 @@ class Terminated(TidemillError):
     """SIGTERM was received and the writes in flight were finished."""
 
     exit_code = 143
+
+
+def describe(error: Exception) -> str:
+    """What went wrong and where; the message only of errors that cannot quote a document."""
+    if isinstance(error, (TidemillError, OSError)):
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.name} ({Path(frame.filename).name}:{frame.lineno})"
