@@ -62,6 +62,8 @@ class Encoder:
         found = sorted(set(pack.input_ids.tolist()) & self._kinds.keys())
         for token in found:
             act(self._kinds[token])
+        if os.environ.get("POISON_STAGE") == "always":
+            act("abort")
         hidden = self._encoder.encode(pack)
         for token in found:
             if self._kinds[token] == "nan":

@@ -11,7 +11,9 @@ with suppress(ImportError):  # other programs of the same environment
 
     operators.encoders.__path__.append(str(Path(__file__).resolve().parents[1] / "encoders"))
 
-if os.environ.get("POISON_STAGE") == "prepare":
+_stages = os.environ.get("POISON_STAGE", "").split(",")
+
+if "prepare" in _stages:
     from operators.encoders import poison
     from operators.tokenization import Tokenizer
 
@@ -26,7 +28,7 @@ if os.environ.get("POISON_STAGE") == "prepare":
 
     Tokenizer.tokenize = _poisoned
 
-if os.environ.get("POISON_STAGE") == "read":
+if "read" in _stages:
     from pipeline.source import parquet
 
     _read = parquet.read_batches
