@@ -108,8 +108,10 @@ class Stages:
         """Mark a piece that comes from another worker: that one does not die of what this one does."""
         if isinstance(item, Outcome):
             return item
-        recipe = self._recipe
-        return replace(item, attempt=begin(recipe.store, recipe.generation, item.id, recipe.run_id, "encode-"))
+        try:
+            return self._begun(item, self._begin(item.id, "encode-"))
+        except Exception as error:  # noqa: BLE001 -- as in read
+            return Outcome(_where(item), error=describe(error))
 
     def prepare(self, item: Item) -> Item:
         """Tokenize and measure windows: adds ids and counts, takes the text away, sets aside what is too long."""
@@ -138,7 +140,7 @@ class Stages:
             if record and record.last:
                 yield Outcome(where, record)
                 return
-            attempt = 0 if record else begin(self._recipe.store, self._recipe.generation, piece, self._recipe.run_id)
+            attempt = 0 if record else self._begin(piece)
             if attempt >= self._suspicious:
                 batch, batches = self._read_beside(Todo(span, frozenset(done)), index), None
             else:
@@ -148,11 +150,18 @@ class Stages:
             if batch is None:
                 return
             done.add(index)
-            counts = {**batch.statistics, "reads": 1.0, **({"begun_again": 1.0} if attempt else {})}
-            yield Outcome(where, record) if record else replace(batch, attempt=attempt, statistics=counts)
+            read = replace(batch, statistics={**batch.statistics, "reads": 1.0})
+            yield Outcome(where, record) if record else self._begun(read, attempt)
             if batch.last:
                 return
         yield Outcome(where)
+
+    def _begin(self, piece: str, stage: str = "") -> int:
+        return begin(self._recipe.store, self._recipe.generation, piece, self._recipe.run_id, stage)
+
+    def _begun(self, batch: Batch, attempt: int) -> Batch:
+        again = {"begun_again": 1.0} if attempt else {}
+        return replace(batch, attempt=attempt, statistics={**batch.statistics, **again})
 
     def _read_beside(self, todo: Todo, index: int) -> Batch | None:
         """The next piece of a span, read in a process beside this one; where that dies, the rest of the span is unreadable."""
