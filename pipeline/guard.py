@@ -69,7 +69,7 @@ class Guard:
             return
         self.end()
         ours, theirs = Pipe()
-        path = os.pathsep.join(p for p in sys.path if p)
+        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         command = [sys.executable, "-P", "-X", "faulthandler", "-m", "pipeline.child", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(

@@ -161,7 +161,7 @@ def test_preparing_and_reading_may_be_poisoned_too(tmp_path: Path, model: Path, 
 def test_an_exception_outside_of_the_encoder_costs_its_row_at_once(tmp_path: Path, model: Path) -> None:
     job = make(tmp_path, model, [("a.parquet", 12, {5: "exception"})])
     done = job.run(env={"POISON_STAGE": "prepare"})
-    assert [(e["_row"], e["reason"]) for e in job.entries()] == [(5, "task_failed:vector")]
+    job.check({"a.parquet": (5, "task_failed:vector")})
     assert (done["taken_apart"], done["begun_again"]) == (1, 0)
 
 
@@ -215,3 +215,16 @@ def test_one_poison_in_ten_thousand_rows(tmp_path: Path, model: Path) -> None:
 @pytest.mark.parametrize("kind", list(REASONS))
 def test_one_poison_of_each_kind_in_ten_thousand_rows(tmp_path: Path, model: Path, kind: str, engine: str) -> None:
     headline(tmp_path, model, kind, engine)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(not LONG, reason="CHAOS=long runs the whole matrix")
+@pytest.mark.parametrize("stage", ["prepare", "encode"])
+def test_stages_of_their_own_are_guarded_each(tmp_path: Path, model: Path, stage: str) -> None:
+    shards = [(f"{s}.parquet", 12, {0: "abort"} if s == 1 else {}) for s in range(3)]
+    job = make(tmp_path, model, shards, engine="ray", stages="split", workers=1)
+    done = job.run(env={"POISON_STAGE": stage})
+    assert done["books"]["quarantined"] == {"worker_crash": 1}
+    job.check({"1.parquet": (0, "worker_crash")})
+    tally(f"split-{stage}", job.rows, 1)
