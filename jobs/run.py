@@ -41,6 +41,10 @@ def summary(report: dict[str, Any]) -> Panel:
     }
     if reasons:
         rows["quarantined"] = reasons
+    if report["taken_apart"] or report["begun_again"]:
+        found = ", ".join(f"{n} {reason}" for reason, n in report["isolated"].items()) or "none"
+        counts = f"{report['begun_again']} pieces begun again, {report['taken_apart']} taken apart"
+        rows["poison"] = f"{counts}; rows isolated: {found}"
     if report["encoded"]:
         rows["speed"] = f"{report['tokens']} tokens in {report['seconds']:.1f} s: {report['tokens_per_second']:.0f} tokens/s"
         rows |= _speed(report["speed"])

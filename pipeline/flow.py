@@ -22,7 +22,7 @@ from operators.attention.activation import activation_ratio
 from pipeline.config import Config
 from pipeline.errors import Held, Incomplete
 from pipeline.holding import hold, published_pieces
-from pipeline.ledger.books import close
+from pipeline.ledger.books import close, totals
 from pipeline.ledger.publish import Commit, publish
 from pipeline.ledger.records import Record
 from pipeline.parity import findings
@@ -31,6 +31,9 @@ from pipeline.speed import Clock, speed
 from pipeline.stages import Outcome
 from pipeline.stopping import Stop
 from pipeline.table import count_duplicate_ids
+
+ISOLATED = frozenset({"task_failed", "worker_crash", "timeout", "oom"})
+"""Reasons of rows that were read well, and failed where they were worked on."""
 
 
 class Watch(Protocol):
@@ -60,6 +63,8 @@ class Work:
     records: dict[str, Record] = field(default_factory=dict)
     encoded: int = 0
     failures: list[str] = field(default_factory=list)
+    isolated: Counter[str] = field(default_factory=Counter)
+    """Rows that failed for themselves, by reason; of pieces that this run encoded."""
     clock: Clock = field(default_factory=Clock)
 
     def add(self, outcome: Outcome) -> None:
@@ -70,6 +75,7 @@ class Work:
             self.records[outcome.record.piece] = outcome.record
             self.encoded += outcome.encoded
             if outcome.encoded:
+                self.isolated.update({k: n for k, n in outcome.record.quarantined.items() if k.split(":")[0] in ISOLATED})
                 self.clock.add(outcome.record.statistics.get("tokens", 0), outcome.record.rows_out)
 
 
@@ -118,9 +124,25 @@ def settle(plan: Plan, work: Work) -> tuple[list[Record], Commit]:
         failures = "".join(f"\n  {line}" for line in work.failures[:10])
         more = f"\n  ... and {len(work.failures) - 10} more" if len(work.failures) > 10 else ""
         raise Incomplete(f"{error}{failures}{more}") from error
+    _check_quarantine(plan, closed)
     _gate(plan, closed)
     duplicates = (lambda final: count_duplicate_ids(plan.recipe.store, final)) if plan.config.input.id else (lambda final: 0)
     return closed, publish(plan.recipe.store, draft(plan, closed), count_duplicates=duplicates)
+
+
+def _check_quarantine(plan: Plan, closed: list[Record]) -> None:
+    """Incomplete where more of the input's rows are in quarantine than may be, or all of them."""
+    books, most = totals(closed), plan.config.runtime.max_quarantine
+    bad = sum(books.quarantined.values())
+    if not bad or (bad < books.rows_in and bad <= most * books.rows_in):
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(books.quarantined.items(), key=lambda r: -r[1]))
+    raise Incomplete(
+        f"{bad} of {books.rows_in} rows ({bad / books.rows_in:.2%}) are in quarantine: {reasons}; runtime.max_quarantine is "
+        f"{most:g}, and not all rows may be. Nothing is published; the entries are below {plan.config.output.path} in "
+        f"quarantine/{plan.generation}. Mend the input, or raise the limit; to try rows again as they are, remove "
+        f"_records/{plan.generation} first"
+    )
 
 
 def _gate(plan: Plan, closed: list[Record]) -> None:
@@ -170,6 +192,9 @@ def report(plan: Plan, work: Work, closed: list[Record], commit: Commit) -> dict
         "speed": speed(work.clock, done, plan.config.runtime.price_per_hour),
         "activation_ratio": activation_ratio(done),
         "parity": {task: asdict(found) for task, found in findings(work.records.values()).items()},
+        "isolated": dict(sorted(work.isolated.items())),
+        "taken_apart": int(done["taken_apart"]),
+        "begun_again": int(done["begun_again"]),
         "statistics": {k: round(v, 3) for k, v in sorted(done.items()) if not k.startswith("parity:")},
         "output": plan.config.output.path,
         "books": commit.totals,

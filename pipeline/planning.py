@@ -30,7 +30,7 @@ from pipeline.ledger.store import Store, open_store
 from pipeline.models import Model, check_model, head_columns, head_fields, share
 from pipeline.placement import Placement, Wish
 from pipeline.recipe import Recipe, TaskRecipe
-from pipeline.runtime import compiles, parity_sample, token_budget, tolerance
+from pipeline.runtime import compiles, limits, parity_sample, token_budget, tolerance
 from pipeline.source.listing import Listing, list_shards
 from pipeline.source.planning import Pins, SourcePlan, plan_source
 from pipeline.source.reading import ReadRecipe
@@ -131,6 +131,7 @@ def make_plan(config: Config) -> Plan:
         parity_sample=parity_sample(config, precision),
         weight=sum(todo.span.weight for todo in todos),
         tolerance=tolerance(config, precision),
+        limits=limits(config),
     )
     return Plan(
         config, base, records, listing, source, models, device, precision, reasons, fingerprint, generation, known, todos, recipe

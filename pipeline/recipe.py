@@ -16,6 +16,7 @@ from operators.models.layout import Layout
 from operators.segmentation import Windowing
 from pipeline.errors import ConfigError
 from pipeline.ledger.store import Store
+from pipeline.limits import Limits
 from pipeline.source.reading import ReadRecipe
 
 
@@ -112,6 +113,7 @@ class Recipe:
     weight: int
     """Of all spans with work left: bytes of text."""
     tolerance: Tolerance
+    limits: Limits
 
     @property
     def wants_text(self) -> bool:

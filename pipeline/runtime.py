@@ -5,6 +5,7 @@ from __future__ import annotations
 from operators.devices import Device, default_token_budget, resolve_compile
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.limits import Limits
 from pipeline.recipe import Tolerance
 
 _GUARD_SAMPLE = 32
@@ -39,6 +40,12 @@ def tolerance(config: Config, precision: str) -> Tolerance:
     if runtime.precision_similarity != "auto" and _guarded(config, precision):
         similarity = max(similarity, runtime.precision_similarity)
     return Tolerance(similarity, runtime.parity_apart)
+
+
+def limits(config: Config) -> Limits:
+    """What a piece may take before it is called a loop or a runaway."""
+    seconds, memory = config.runtime.piece_timeout, config.runtime.worker_memory
+    return Limits(None if seconds == "auto" else seconds, None if memory == "auto" else int(memory))
 
 
 def _guarded(config: Config, precision: str) -> bool:

@@ -148,7 +148,13 @@ class Runtime(Section):
     stages: Literal["auto", "fused", "split"] = "auto"
     """auto: fused into the encoder's actor on CPUs, CPU stages of their own on GPUs and NPUs."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """Restarts of one encoder actor before the run gives up (exit 3)."""
+    """Restarts of one encoder actor before the run gives up (exit 3), besides those that poison rows cost."""
+    piece_timeout: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """Seconds for reading, for preparing and for encoding a piece, each, before it is called a loop."""
+    worker_memory: Literal["auto"] | Size = "auto"
+    """Resident memory of one worker before it is called a runaway; auto: nine tenths of the machine's."""
+    max_quarantine: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the input's rows that may be in quarantine; with more, or with all of them, nothing is published (exit 3)."""
     parity_sample: Annotated[int, Field(ge=0)] = 0
     """Documents that are encoded again by the reference; a run that is apart from it is held (exit 4)."""
     parity_similarity: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"

@@ -2,7 +2,8 @@
 
 A ticket is a one-row block and a piece on its way is a one-row block (pipeline.batch), so Ray's block shaping can neither
 merge nor cut pieces. On CPUs one actor reads, prepares, encodes and writes; on accelerators reading and writing are tasks
-of their own. Restarts are bounded: an actor that dies costs a restart and its pieces are done again.
+of their own. Restarts are bounded: an actor that dies costs a restart and its pieces are done again, with care where they
+were begun before (`pipeline.stages`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from pipeline.stopping import Stop
 from pipeline.wording import printable, without_secrets
 
 _OBJECT_STORE_BYTES = 512 * 2**20
+_FOR_POISON = 16
+"""Deaths of one actor that poison rows may cost: two for the first, and hardly more than one for each further one."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _RAY_DEVICE = {"cpu": "CPU", "cuda": "GPU", "npu": "NPU"}
 
@@ -43,7 +46,7 @@ class FusedWorker:
 
     def __init__(self, recipe: Recipe, threads: int) -> None:
         refuse_unpickling()
-        self._stages = Stages(recipe, threads=threads)
+        self._stages = Stages(recipe, threads=threads, restarted=_restarted())
         # The first pieces are read meanwhile; what goes wrong here is raised by the first call.
         self._loaded = ThreadPoolExecutor(1, "load").submit(self._stages.load)
 
@@ -59,12 +62,17 @@ class EncodeWorker:
     """Encodes prepared pieces; reading and writing happen in other processes."""
 
     def __init__(self, recipe: Recipe, threads: int) -> None:
-        self._stages = Stages(recipe, threads=threads)
+        self._stages = Stages(recipe, threads=threads, restarted=_restarted())
         self._stages.load()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for item in from_block(block):
-            yield to_block(self._stages.encode(item))
+            yield to_block(self._stages.encode(self._stages.begin(item)))
+
+
+def _restarted() -> bool:
+    """Whether this actor takes the place of one that died."""
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 _joined_here = threading.Event()
@@ -206,8 +214,14 @@ def _flow(tickets: Dataset, recipe: Recipe, placed: Placement) -> Dataset:
     read_stage: Any = read_and_prepare
     write_stage: Any = write
     task: dict[str, Any] = {"fn_args": (recipe,), "batch_size": None, "batch_format": "pyarrow", "num_cpus": placed.cpus_per_task}
+    task["max_retries"] = _deaths(recipe)
     prepared = tickets.map_batches(read_stage, **task)
     return _encoders(prepared, EncodeWorker, recipe, placed).map_batches(write_stage, **task)
+
+
+def _deaths(recipe: Recipe) -> int:
+    """Times that one worker may die. Without restarts there are none for poison either."""
+    return recipe.max_restarts + _FOR_POISON if recipe.max_restarts else 0
 
 
 def _encoders(dataset: Dataset, worker: Callable[..., Any], recipe: Recipe, placed: Placement) -> Dataset:
@@ -223,8 +237,8 @@ def _encoders(dataset: Dataset, worker: Callable[..., Any], recipe: Recipe, plac
             enable_true_multi_threading=True,
             max_tasks_in_flight_per_actor=3,
         ),
-        max_restarts=recipe.max_restarts,
-        max_task_retries=recipe.max_restarts,
+        max_restarts=_deaths(recipe),
+        max_task_retries=_deaths(recipe),
         **placed.ray_options,
     )
     return encoded

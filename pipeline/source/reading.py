@@ -19,7 +19,7 @@ from pipeline.source.listing import format_of
 from pipeline.source.parsing import Parser, line_limit
 from pipeline.source.storage import Corrupt, check_unchanged
 
-__all__ = ["ReadRecipe", "read_span"]
+__all__ = ["ReadRecipe", "read_span", "unreadable"]
 
 MAX_TEXT = 2**30
 """Bytes of text in one piece, at most; only shards made to decompress without end come near it."""
@@ -33,7 +33,7 @@ def read_span(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
     span = todo.span
     if span.unreadable is not None:
         pieces: Iterable[Batch] = (
-            [] if 0 in todo.done else [_unreadable(span, recipe, 0, span.start, span.stop or 0, span.unreadable)]
+            [] if 0 in todo.done else [unreadable(span, recipe, 0, span.start, span.stop or 0, span.unreadable)]
         )
     else:
         check_unchanged(span.shard, recipe.storage_options)
@@ -64,7 +64,7 @@ def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
                     for row, id_ in rows
                 ]
     except Corrupt as error:
-        yield _unreadable(span, recipe, 0, span.start, stop, str(error))
+        yield unreadable(span, recipe, 0, span.start, stop, str(error))
         return
     yield _piece(span, recipe, Chunk(0, span.start, stop, True, ()), tables, entries)
 
@@ -76,7 +76,7 @@ def _read_jsonl(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
         if chunk.index in todo.done:
             continue
         if chunk.torn is not None:
-            yield _unreadable(span, recipe, chunk.index, chunk.start, chunk.stop, chunk.torn)
+            yield unreadable(span, recipe, chunk.index, chunk.start, chunk.stop, chunk.torn)
             continue
         tables: list[pa.Table] = []
         entries: list[Entry] = []
@@ -97,5 +97,6 @@ def _piece(span: Span, recipe: ReadRecipe, chunk: Chunk, tables: list[pa.Table],
     return Batch(span, chunk.index, chunk.start, chunk.stop, chunk.last, rows_in, documents, bad)
 
 
-def _unreadable(span: Span, recipe: ReadRecipe, index: int, start: int, stop: int, why: str) -> Batch:
+def unreadable(span: Span, recipe: ReadRecipe, index: int, start: int, stop: int, why: str) -> Batch:
+    """A piece that ends its span, with one entry for all that is left of it."""
     return _piece(span, recipe, Chunk(index, start, stop, True, ()), [], [Entry(None, None, "unreadable", why)])
