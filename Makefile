@@ -1,6 +1,6 @@
 # Everything a developer or a CI machine calls. Needs Python 3.11, pip and make.
 PYTHON ?= python3.11
-EXTRAS := s3,gcs,azure,onnx,openvino,demo,dev
+EXTRAS := s3,gcs,azure,onnx,openvino,delta,lance,demo,dev
 BIN := .venv/bin
 STAMP := .venv/.installed
 KERNELS := .venv-kernels

@@ -12,9 +12,11 @@ from jobs.console import Json, OutputPath, StorageOption, Version, cell, out, pa
 
 def command(output: OutputPath, version: Version = None, storage_option: StorageOption = None, json: Json = False) -> None:
     """Show the version, the generation and the closed books of a table."""
+    from pipeline.following import standing_of
     from pipeline.table import open_table
 
-    _, commit = open_table(output, parse_options(storage_option), version)
+    options = parse_options(storage_option)
+    store, commit = open_table(output, options, version)
     totals = commit.totals if isinstance(commit.totals, dict) else asdict(commit.totals)
     books: dict[str, Any] = {
         "version": commit.version,
@@ -24,6 +26,7 @@ def command(output: OutputPath, version: Version = None, storage_option: Storage
         "run_id": commit.run_id,
         "created_at": commit.created_at,
         "pins": commit.pins,
+        **standing_of(store, options, commit),
     }
     if json:
         print_json(books)

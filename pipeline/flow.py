@@ -4,6 +4,7 @@
     execute       on each of those pieces: read -> prepare (tokenize, segment) -> encode (packs, head) -> write
     close         the books: every piece has exactly one record, rows in = rows out + quarantined + filtered
     publish       one create-only commit switches readers from version N to N+1
+    follow        the table format that the config names is brought up to that version
 
 The four stages are methods of `pipeline.stages.Stages` and call the plain functions of `operators/`. Both engines run the
 same stages: `engines.local` in this process, `engines.ray` on actors. Exactly-once is `pipeline.ledger`'s work.
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 from operators.attention.activation import activation_ratio
 from pipeline.config import Config
 from pipeline.errors import Held, Incomplete
+from pipeline.following import follow
 from pipeline.holding import hold, published_pieces
 from pipeline.ledger.books import close, totals
 from pipeline.ledger.publish import Commit, publish
@@ -97,7 +99,8 @@ def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
         work.clock.seconds = time.perf_counter() - started
         stop.check()
         closed, commit = settle(plan, work)
-    result = report(plan, work, closed, commit)
+        followed = follow(config.output.format, plan.recipe.store, config.output_options, commit)
+    result = report(plan, work, closed, commit) | followed
     if result["published"]:
         plan.recipe.store.put(f"_runs/{plan.recipe.run_id}/report.json", json.dumps(result, indent=1).encode())
     return result

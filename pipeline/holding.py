@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigError, Fenced, TidemillError
+from pipeline.following import find_format, follow, followed_by
 from pipeline.ledger.publish import Commit, Draft, head, manifest_records, publish, read_commit
 from pipeline.ledger.records import read_records
 from pipeline.ledger.store import Store
@@ -39,12 +40,20 @@ def hold(store: Store, draft: Draft, *, has_ids: bool, single_writer: bool, why:
 
 
 def accept(path: str, run_id: str, storage_options: dict[str, Any]) -> Commit:
-    """Publish a held run of the table at `path`; nothing is encoded again.
+    """Publish a held run of the table at `path`; nothing is encoded again. The table format that its config named follows.
 
     The version that holds its pieces already, where there is one. ConfigError where the run is not held, Fenced where another
     version was committed since it began."""
     held = _read(open_checked(path, storage_options), path, run_id)
     store = open_checked(path, storage_options, single_writer=held.single_writer)
+    format_ = followed_by(held.draft["pins"])
+    find_format(format_)  # first, since a missing package is known before anything is published
+    commit = _publish(store, held, run_id)
+    follow(format_, store, storage_options, commit)
+    return commit
+
+
+def _publish(store: Store, held: _Held, run_id: str) -> Commit:
     current = head(store)
     if current and current.version > held.draft["base"]:
         if set(held.pieces) <= {r.piece for r in manifest_records(store, current)}:

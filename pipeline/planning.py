@@ -23,6 +23,7 @@ from pipeline import sink
 from pipeline.backends import check_backend, choose_precision, device_of, find_exports
 from pipeline.config import Config
 from pipeline.errors import ConfigError, TidemillError
+from pipeline.following import LEDGER, check_format
 from pipeline.ledger.pieces import Shard, Span, Todo
 from pipeline.ledger.publish import Commit, Draft, commit_schema, encode_schema, head, manifest_records
 from pipeline.ledger.records import Record, find_work, read_records
@@ -64,13 +65,12 @@ class Plan:
 
     @property
     def pins(self) -> dict[str, Any]:
-        """What `auto` resolved to, and the hub's commits of the models by task, for the table's commit."""
+        """What `auto` resolved to, which format follows, and the hub's commits of the models by task, for the table's commit."""
         revisions = {name: m.repository.revision for name, m in self.models.items() if m.repository.revision}
-        return {
-            "piece_bytes": self.source.piece_bytes,
-            "precision": self.precision,
-            **({"revisions": revisions} if revisions else {}),
-        }
+        # Left out where there are none, as in tables made before there was a choice.
+        format_ = {} if self.config.output.format == LEDGER else {"format": self.config.output.format}
+        pins = {"piece_bytes": self.source.piece_bytes, "precision": self.precision, **format_}
+        return {**pins, "revisions": revisions} if revisions else pins
 
     @property
     def weights_bytes(self) -> int:
@@ -104,6 +104,7 @@ def make_plan(config: Config) -> Plan:
     pins = Pins(base.pins.get("piece_bytes"), sink.kept_schema(commit_schema(base))) if base else Pins()
     source = plan_source(settings, listing, pins, _settled(base, records, config.input.limit), fields)
     schema = _schema(config, models, source)
+    check_format(config.output.format, store, config.output_options, schema)
     fingerprint = _fingerprint(config, models, precision, schema)
     if exports and exports.digests:  # calibration changes values
         fingerprint["exports"] = sorted(exports.digests.values())

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, mo
 
 import operators.encoders
 import operators.heads
+import pipeline.formats
 from pipeline.kinds import check_module, head_config, modules
 from pipeline.urls import Options, Url, check_url
 
@@ -119,12 +120,19 @@ class Output(Section):
     """Where the committed table lives."""
 
     path: Url
-    format: Literal["parquet"] = "parquet"
+    format: str = "parquet"
+    """A module of `pipeline.formats`."""
     removed: Literal["keep", "drop"] = "keep"
     single_writer: bool = False
     """Stand in for create-only writes on a store that has none, by promising that no other run writes."""
     storage_options: Options | None = None
     """As `input.storage_options`, which it defaults to where both are on the same protocol."""
+
+    @field_validator("format")
+    @classmethod
+    def _format(cls, value: str) -> str:
+        check_module(pipeline.formats, value)
+        return value
 
 
 class Runtime(Section):

@@ -71,6 +71,11 @@ def open_output(
     `version` opens an older version. ConfigError where nothing was committed. It never sees a run that is not published.
     """
     store, commit = open_table(path, storage_options, version)
+    return dataset(store, commit, quarantined=quarantined)
+
+
+def dataset(store: Store, commit: Commit, *, quarantined: bool = False) -> ds.Dataset:
+    """The rows of one version, or those set aside."""
     schema = quarantine.SCHEMA if quarantined else commit_schema(commit)
     return _dataset(store, committed_files(store, commit, of_quarantine=quarantined), schema)
 
