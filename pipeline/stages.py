@@ -27,6 +27,7 @@ from pipeline.ledger.records import Record, from_json, read_record, to_json
 from pipeline.passes import Passes
 from pipeline.preparing import Preparer, count_column
 from pipeline.recipe import Recipe
+from pipeline.remote import is_outage, plain
 from pipeline.source.reading import read_span
 
 
@@ -39,6 +40,8 @@ class Outcome:
     encoded: bool = False
     """This run's encoder did the work, and its record won."""
     error: str | None = None
+    outage: bool = False
+    """The store failed, and not the piece."""
 
 
 Item = Batch | Outcome
@@ -91,7 +94,7 @@ class Stages:
                 record = read_record(self._recipe.store, self._recipe.generation, batch.id)
                 yield Outcome(where, record) if record else replace(batch, statistics={**batch.statistics, "reads": 1})
         except Exception as error:  # noqa: BLE001 -- a piece that fails is left without record and named at the end (exit 3)
-            yield Outcome(where, error=_describe(error))
+            yield _failed(where, error)
 
     def prepare(self, item: Item) -> Item:
         """Tokenize and measure windows: adds ids and counts, takes the text away, sets aside what is too long."""
@@ -113,7 +116,7 @@ class Stages:
         try:
             return stage(item)
         except Exception as error:  # noqa: BLE001 -- as in read
-            return Outcome(_where(item), error=_describe(error))
+            return _failed(_where(item), error)
 
     def _prepare(self, batch: Batch) -> Batch:
         started = time.perf_counter()
@@ -181,9 +184,13 @@ def _where(batch: Batch) -> str:
     return f"{batch.span.shard.key} from {batch.start} to {batch.stop}"
 
 
+def _failed(where: str, error: Exception) -> Outcome:
+    return Outcome(where, error=_describe(error), outage=is_outage(error))
+
+
 def _describe(error: Exception) -> str:
     """What went wrong and where; the message only of errors that cannot quote a document."""
-    if isinstance(error, (TidemillError, OSError)):
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if isinstance(error, (TidemillError, OSError)) or is_outage(error):
+        return plain(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} in {frame.name} ({Path(frame.filename).name}:{frame.lineno})"
