@@ -7,7 +7,7 @@ KERNELS := .venv-kernels
 LOCKER := .venv-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernels check lock sbom bench clean
+.PHONY: help setup demo test chaos test-kernels check lock sbom bench clean
 
 help:  ## Print this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -29,6 +29,11 @@ demo: setup  ## Run both demo jobs: nearest neighbours; entities and sentiment w
 # One thread for each process: tiny models lose more to threads than they win.
 test: setup  ## Run all tests.
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+# What `make test` runs of it with few seeds, with many; counts go to build/trust. CHAOS_ARGS goes to pytest.
+chaos: setup  ## Run the fault and kill tests with many seeds.
+	CHAOS=long OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+		$(CHAOS_ARGS) tests/chaos
 
 # An environment of its own, for Triton is large and nothing else on a CPU needs it.
 $(KERNELS)/.installed: tests/kernels/requirements.txt constraints.txt

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from pipeline.ledger.publish import Commit, publish
 from pipeline.ledger.records import Record
 from pipeline.parity import findings
 from pipeline.planning import Plan, draft, engine_of, make_plan
+from pipeline.remote import is_outage, plain
 from pipeline.speed import Clock, speed
 from pipeline.stages import Outcome
 from pipeline.stopping import Stop
@@ -36,6 +38,8 @@ from pipeline.table import count_duplicate_ids
 
 ISOLATED = frozenset({"task_failed", "worker_crash", "timeout", "oom"})
 """Reasons of rows that were read well, and failed where they were worked on."""
+OUTAGES = 8
+"""Pieces in a row that failed with the store, each after all its attempts, before the run gives up."""
 
 
 class Watch(Protocol):
@@ -67,10 +71,13 @@ class Work:
     failures: list[str] = field(default_factory=list)
     isolated: Counter[str] = field(default_factory=Counter)
     """Rows that failed for themselves, by reason; of pieces that this run encoded."""
+    outages: int = 0
+    """Outcomes in a row that failed with the store."""
     clock: Clock = field(default_factory=Clock)
 
     def add(self, outcome: Outcome) -> None:
         """Take one outcome into account."""
+        self.outages = self.outages + 1 if outcome.outage else 0
         if outcome.error:
             self.failures.append(f"{outcome.where}: {outcome.error}")
         if outcome.record:
@@ -89,24 +96,42 @@ def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
     """
     watch = watch or Silent()
     work = Work()
-    with Stop() as stop:
+    with Stop() as stop, _store_faults_in_words():
         plan = make_plan(config)
         watch.planned(plan)
         started = time.perf_counter()
-        for outcome in execute(plan, stop):
-            work.add(outcome)
-            watch.done(outcome)
+        with closing(execute(plan, stop)) as outcomes:
+            for outcome in outcomes:
+                work.add(outcome)
+                watch.done(outcome)
+                if work.outages >= OUTAGES:
+                    break
         work.clock.seconds = time.perf_counter() - started
         stop.check()
         closed, commit = settle(plan, work)
         followed = follow(config.output.format, plan.recipe.store, config.output_options, commit)
     result = report(plan, work, closed, commit) | followed
     if result["published"]:
-        plan.recipe.store.put(f"_runs/{plan.recipe.run_id}/report.json", json.dumps(result, indent=1).encode())
+        with suppress(Exception):  # the version stands, whether or not its report can be written
+            plan.recipe.store.put(f"_runs/{plan.recipe.run_id}/report.json", json.dumps(result, indent=1).encode())
     return result
 
 
-def execute(plan: Plan, stop: Stop) -> Iterator[Outcome]:
+@contextmanager
+def _store_faults_in_words() -> Iterator[None]:
+    """Incomplete where a store goes on failing: the same command does the rest when it is back."""
+    try:
+        yield
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        raise Incomplete(
+            f"a store failed: {plain(error)}; what was recorded stays. Run the same command again: it goes on from there, and "
+            "finds out whether a version was published"
+        ) from error
+
+
+def execute(plan: Plan, stop: Stop) -> Generator[Outcome, None, None]:
     """Run the stages over every span with work left; without any, no engine is started and no model loaded."""
     if not plan.todos:
         return

@@ -22,7 +22,7 @@ from operators.devices import Device, choose
 from pipeline import sink
 from pipeline.backends import check_backend, choose_precision, device_of, find_exports
 from pipeline.config import Config
-from pipeline.errors import ConfigError, TidemillError
+from pipeline.errors import ConfigError, Incomplete, TidemillError
 from pipeline.following import LEDGER, check_format
 from pipeline.ledger.pieces import Shard, Span, Todo
 from pipeline.ledger.publish import Commit, Draft, commit_schema, encode_schema, head, manifest_records
@@ -31,6 +31,7 @@ from pipeline.ledger.store import Store, open_store
 from pipeline.models import Model, check_model, head_columns, head_fields, share
 from pipeline.placement import Placement, Wish
 from pipeline.recipe import Recipe, TaskRecipe
+from pipeline.remote import is_transient
 from pipeline.runtime import compiles, limits, parity_sample, token_budget, tolerance
 from pipeline.source.listing import Listing, list_shards
 from pipeline.source.planning import Pins, SourcePlan, plan_source
@@ -161,6 +162,10 @@ def table_head(config: Config) -> tuple[Store, Commit | None]:
     except TidemillError:
         raise
     except Exception as error:  # each store's library raises its own
+        if is_transient(error) and isinstance(error, OSError):  # there is a store, and it answered with a fault
+            raise Incomplete(
+                f"the store of {config.output.path} failed: {type(error).__name__}; run the same command again"
+            ) from error
         raise ConfigError(
             f"cannot read the store: {type(error).__name__}; check the path, the credentials in the environment and whether the "
             "extra for the protocol (s3, gcs, azure) is installed",

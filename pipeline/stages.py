@@ -32,10 +32,11 @@ from pipeline.ledger.pieces import Todo
 from pipeline.ledger.records import Record, from_json, read_record, to_json
 from pipeline.limits import Pace
 from pipeline.recipe import Recipe
+from pipeline.remote import is_outage, plain
 from pipeline.source.reading import unreadable
 from pipeline.steps import Steps
 from pipeline.watchdog import die, watched
-from pipeline.wording import describe
+from pipeline.wording import describe, printable, without_secrets
 
 _SUSPICIOUS = 2
 """A piece that was begun so many times before without a record."""
@@ -50,6 +51,8 @@ class Outcome:
     encoded: bool = False
     """This run's encoder did the work, and its record won."""
     error: str | None = None
+    outage: bool = False
+    """The store failed, and not the piece."""
 
 
 Item = Batch | Outcome
@@ -103,7 +106,7 @@ class Stages:
         try:
             yield from self._read(todo, where)
         except Exception as error:  # noqa: BLE001 -- a piece that fails is left without record and named at the end (exit 3)
-            yield Outcome(where, error=describe(error))
+            yield _failed(where, error)
 
     def begin(self, item: Item) -> Item:
         """Mark a piece that comes from another worker: that one does not die of what this one does."""
@@ -112,7 +115,7 @@ class Stages:
         try:
             return self._begun(item, self._begin(item.id, "encode-"))
         except Exception as error:  # noqa: BLE001 -- as in read
-            return Outcome(_where(item), error=describe(error))
+            return _failed(_where(item), error)
 
     def prepare(self, item: Item) -> Item:
         """Tokenize and measure windows: adds ids and counts, takes the text away, sets aside what is too long."""
@@ -129,7 +132,7 @@ class Stages:
         try:
             return self._write(item)
         except Exception as error:  # noqa: BLE001 -- as in read
-            return Outcome(_where(item), error=describe(error))
+            return _failed(_where(item), error)
 
     def _read(self, todo: Todo, where: str) -> Iterator[Item]:
         span, done, batches = todo.span, set(todo.done), None
@@ -198,7 +201,7 @@ class Stages:
                         die(f"the device is lost ({describe(error)})")
             return self._apart(stage, item)
         except Exception as error:  # noqa: BLE001 -- as in read
-            return Outcome(_where(item), error=describe(error))
+            return _failed(_where(item), error)
 
     def _plainly(self, stage: str, batch: Batch) -> Batch:
         """One stage in this process, which may die of it."""
@@ -238,3 +241,9 @@ class Stages:
 
 def _where(batch: Batch) -> str:
     return f"{batch.span.shard.label} from {batch.start} to {batch.stop}"
+
+
+def _failed(where: str, error: Exception) -> Outcome:
+    outage = is_outage(error)
+    what = printable(without_secrets(plain(error))) if outage else describe(error)
+    return Outcome(where, error=what, outage=outage)

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import fsspec
 
 from pipeline.errors import ConfigError
+from pipeline.remote import bounded, retried
 
 CREATE_ONLY = frozenset({"s3", "gs", "gcs", "az", "abfs"})
 """Object stores whose fsspec library really makes `mode="create"` a condition that the server checks."""
@@ -38,7 +39,7 @@ class Exists(Exception):
     """`create` lost: the key is there already. It may be our own, where a library repeated a request that had worked."""
 
 
-class Unknown(OSError):
+class Unknown(TimeoutError):
     """`create` ended without an answer (timeout, 5xx): the object is there or not, or comes yet. Read before writing again."""
 
 
@@ -128,7 +129,8 @@ class FileStore:
         return _get_many(self, keys)
 
     def list(self, prefix: str) -> list[str]:
-        found = (os.path.join(folder, name) for folder, _, names in os.walk(self.url(prefix)) for name in names if name[0] != ".")
+        walk = os.walk(self.url(prefix), onerror=_unless_missing)
+        found = (os.path.join(folder, name) for folder, _, names in walk for name in names if name[0] != ".")
         return sorted(os.path.relpath(path, self.root).replace(os.sep, "/") for path in found)
 
     def delete(self, key: str) -> None:
@@ -142,10 +144,14 @@ class FileStore:
         path = Path(self.url(key))
         _make_folder(path.parent)
         temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # on a full disk, what is there of it would keep it full
+            temporary.unlink(missing_ok=True)
+            raise
         return temporary, path
 
 
@@ -161,15 +167,15 @@ class FsspecStore:
     single_writer: bool = False
 
     def put(self, key: str, data: bytes) -> None:
-        self.fs.pipe_file(self._path(key), data)
+        retried(lambda: self.fs.pipe_file(self._path(key), data, **bounded(self.fs, len(data))))
 
     def create(self, key: str, data: bytes) -> None:
         if self.single_writer:
-            if self.fs.exists(self._path(key)):
+            if retried(lambda: self.fs.exists(self._path(key), **bounded(self.fs))):
                 raise Exists(key)
             return self.put(key, data)
         try:
-            self.fs.pipe_file(self._path(key), data, mode="create")
+            self.fs.pipe_file(self._path(key), data, mode="create", **bounded(self.fs, len(data)))
         except FileExistsError:
             raise Exists(key) from None
         except Exception as error:  # each library has errors of its own, and none of them says that nothing was written
@@ -178,17 +184,18 @@ class FsspecStore:
             raise Unknown(f"cannot tell whether {key} was created: {type(error).__name__}: {error}") from error
 
     def get(self, key: str) -> bytes:
-        data: bytes = self.fs.cat_file(self._path(key))
+        data: bytes = retried(lambda: self.fs.cat_file(self._path(key), **bounded(self.fs)))
         return data
 
     def get_many(self, keys: Sequence[str]) -> list[bytes]:
         return _get_many(self, keys)
 
     def list(self, prefix: str) -> list[str]:
-        return sorted(path.removeprefix(f"{self.root}/") for path in self.fs.find(self._path(prefix.rstrip("/"))))
+        found = retried(lambda: self.fs.find(self._path(prefix.rstrip("/"))))
+        return sorted(path.removeprefix(f"{self.root}/") for path in found)
 
     def delete(self, key: str) -> None:
-        self.fs.rm_file(self._path(key))
+        retried(lambda: self.fs.rm_file(self._path(key), **bounded(self.fs)))
 
     def url(self, key: str) -> str:
         return f"{self.base}/{key}"
@@ -239,6 +246,12 @@ def _precondition_failed(error: Exception) -> bool:
     """s3fs knows HTTP 412 only from servers that also name the condition; botocore's error below it has the plain code."""
     response = getattr(error.__cause__, "response", None)
     return isinstance(response, dict) and response.get("Error", {}).get("Code") in {"PreconditionFailed", "412"}
+
+
+def _unless_missing(error: OSError) -> None:
+    """A folder that is not there has no keys; one that cannot be read may have some."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _make_folder(folder: Path) -> None:

@@ -39,7 +39,10 @@ def read_span(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
         check_unchanged(span.shard, recipe.storage_options)
         read = _read_parquet if format_of(span.shard.url, recipe.format) == "parquet" else _read_jsonl
         pieces = read(todo, recipe)
-    yield from pieces
+    for piece in pieces:
+        # What was read while the shard was replaced belongs to no version, however well or badly it could be decoded.
+        check_unchanged(span.shard, recipe.storage_options)
+        yield piece
 
 
 def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:

@@ -118,6 +118,32 @@ def test_what_a_crash_leaves_behind_is_not_listed(tmp_path: Path, monkeypatch: p
         store.get("data/1")
 
 
+def test_a_full_disk_is_not_kept_full_by_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileStore(str(tmp_path))
+    store.put("data/0", b"whole")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (store.put, store.create):
+        with pytest.raises(OSError, match="No space left"):
+            write("data/1", b"half")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["0"]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileStore(str(tmp_path))
+    store.put("_records/g/1.json", b"{}")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        store.list("_records/g")
+
+
 def test_local_create_needs_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
