@@ -20,13 +20,14 @@ from typing import Any, Protocol
 
 from operators.attention.activation import activation_ratio
 from pipeline.config import Config
-from pipeline.errors import Held, Incomplete
-from pipeline.holding import hold, published_pieces
+from pipeline.errors import Incomplete
+from pipeline.gates import check_gates
 from pipeline.ledger.books import close
 from pipeline.ledger.publish import Commit, publish
 from pipeline.ledger.records import Record
 from pipeline.parity import findings
 from pipeline.planning import Plan, draft, engine_of, make_plan
+from pipeline.quality import PREFIX, plain_books, readable
 from pipeline.speed import Clock, speed
 from pipeline.stages import Outcome
 from pipeline.stopping import Stop
@@ -61,6 +62,8 @@ class Work:
     encoded: int = 0
     failures: list[str] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
+    drift: dict[str, Any] = field(default_factory=dict)
+    """What the gate found, once the books are closed."""
 
     def add(self, outcome: Outcome) -> None:
         """Take one outcome into account."""
@@ -118,37 +121,9 @@ def settle(plan: Plan, work: Work) -> tuple[list[Record], Commit]:
         failures = "".join(f"\n  {line}" for line in work.failures[:10])
         more = f"\n  ... and {len(work.failures) - 10} more" if len(work.failures) > 10 else ""
         raise Incomplete(f"{error}{failures}{more}") from error
-    _gate(plan, closed)
+    work.drift = check_gates(plan, closed)
     duplicates = (lambda final: count_duplicate_ids(plan.recipe.store, final)) if plan.config.input.id else (lambda final: 0)
     return closed, publish(plan.recipe.store, draft(plan, closed), count_duplicates=duplicates)
-
-
-def _gate(plan: Plan, closed: list[Record]) -> None:
-    """Hold the run back where new pieces are too far from the reference; Held says how to publish them all the same."""
-    found = findings(closed)
-    if all(f.within(plan.recipe.tolerance) for f in found.values()):
-        return
-    accepted = published_pieces(plan.recipe.store, plan.base, plan.generation)
-    wrong = [
-        f"task {task}: {f.apart} of {f.documents} documents are apart from the reference (mean similarity {f.similarity:.6f})"
-        for task, f in findings(r for r in closed if r.piece not in accepted).items()
-        if not f.within(plan.recipe.tolerance)
-    ]
-    if not wrong:
-        return
-    tolerance, run_id, output = plan.recipe.tolerance, plan.recipe.run_id, plan.config.output
-    hold(
-        plan.recipe.store,
-        draft(plan, closed),
-        has_ids=plan.config.input.id is not None,
-        single_writer=output.single_writer,
-        why="; ".join(wrong),
-    )
-    raise Held(
-        f"{'; '.join(wrong)}. A share of {tolerance.apart} may be; how near each must be was settled when it was encoded. "
-        f"Nothing is published; `tidemill publish {output.path} --accept {run_id}` publishes what is recorded",
-        run_id,
-    )
 
 
 def report(plan: Plan, work: Work, closed: list[Record], commit: Commit) -> dict[str, Any]:
@@ -170,8 +145,10 @@ def report(plan: Plan, work: Work, closed: list[Record], commit: Commit) -> dict
         "speed": speed(work.clock, done, plan.config.runtime.price_per_hour),
         "activation_ratio": activation_ratio(done),
         "parity": {task: asdict(found) for task, found in findings(work.records.values()).items()},
-        "statistics": {k: round(v, 3) for k, v in sorted(done.items()) if not k.startswith("parity:")},
+        "statistics": {k: round(v, 3) for k, v in sorted(done.items()) if not k.startswith(("parity:", PREFIX))},
+        "quality": readable(done),
+        "drift": work.drift,
         "output": plan.config.output.path,
-        "books": commit.totals,
+        "books": plain_books(commit.totals),
         "duplicate_ids": commit.duplicate_ids,
     }

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from operators.schema import COUNTS, ID, N_TOKENS, ROW, SHARD, TEXT, TRUNCATED
 from pipeline import batch as wire
-from pipeline import quarantine, sink
+from pipeline import quality, quarantine, sink
 from pipeline.batch import Batch
 from pipeline.errors import TidemillError
 from pipeline.ledger.pieces import Todo
@@ -159,7 +159,8 @@ class Stages:
             "truncated": pc.sum(batch.documents[TRUNCATED]).as_py() or 0,
             "body_tokens": pc.sum(batch.documents[N_TOKENS]).as_py() or 0,
         }
-        mine = replace(batch, statistics={**batch.statistics, **counts})
+        found = quality.statistics(batch.documents, [task.name for task in self._recipe.tasks])
+        mine = replace(batch, statistics={**batch.statistics, **counts, **found})
         record, won = sink.write(self._recipe.store, self._recipe.generation, mine)
         return Outcome(_where(batch), record, encoded=won)
 
