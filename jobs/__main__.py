@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from jobs import console, doctor, evaluate, export, files, plan, publish, run, status, submit
+from jobs import console, doctor, evaluate, export, files, plan, publish, report, run, status, submit
 from pipeline.errors import TidemillError
 from pipeline.wording import describe, frames
 
@@ -23,6 +23,7 @@ app.command("run")(run.command)
 app.command("plan")(plan.command)
 app.command("submit")(submit.command)
 app.command("status")(status.command)
+app.command("report")(report.command)
 app.command("files")(files.command)
 app.command("eval")(evaluate.command)
 app.command("export")(export.command)

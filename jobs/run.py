@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jobs.console import ConfigPath, Json, Overrides, cell, err, out, print_json
 from jobs.progress import Progress
+from jobs.report import describe_drift
 
 
 def command(config: ConfigPath, overrides: Overrides = None, json: Json = False) -> None:
@@ -52,6 +53,8 @@ def summary(report: dict[str, Any]) -> Panel:
         agreed = found["documents"] - found["apart"]
         mean = f", similarity {found['similarity']:.6f}" if found["documents"] else ""
         rows[f"parity of {task}"] = f"{agreed} of {found['documents']} documents as the reference{mean}"
+    if report["drift"].get("verdict") not in ("off", "none"):
+        rows |= describe_drift(report["drift"])
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(f"[bold]{cell(name)}", cell(value))

@@ -13,6 +13,7 @@ from jobs.console import Json, OutputPath, StorageOption, Version, cell, out, pa
 def command(output: OutputPath, version: Version = None, storage_option: StorageOption = None, json: Json = False) -> None:
     """Show the version, the generation and the closed books of a table."""
     from pipeline.following import standing_of
+    from pipeline.quality import plain_books, readable
     from pipeline.table import open_table
 
     options = parse_options(storage_option)
@@ -21,7 +22,7 @@ def command(output: OutputPath, version: Version = None, storage_option: Storage
     books: dict[str, Any] = {
         "version": commit.version,
         "generation": commit.generation,
-        **totals,
+        **plain_books(totals),
         "duplicate_ids": commit.duplicate_ids,
         "run_id": commit.run_id,
         "created_at": commit.created_at,
@@ -29,7 +30,7 @@ def command(output: OutputPath, version: Version = None, storage_option: Storage
         **standing_of(store, options, commit),
     }
     if json:
-        print_json(books)
+        print_json({**books, "quality": readable(totals["statistics"])})
         return
     table = Table(title=cell(output), title_justify="left", show_header=False, box=None)
     for name, value in books.items():

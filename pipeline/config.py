@@ -21,7 +21,7 @@ from pipeline import plain_yaml
 from pipeline.errors import ConfigError
 from pipeline.kinds import did_you_mean, head_config, modules
 from pipeline.overrides import apply_override
-from pipeline.sections import Attention, Input, Output, Runtime, Section, Segments, Task
+from pipeline.sections import Attention, Input, Output, Quality, Runtime, Section, Segments, Task
 from pipeline.urls import check_url, protocol
 
 
@@ -33,6 +33,7 @@ class Config(Section):
     segments: Segments = Segments()
     tasks: Annotated[dict[str, Task], Field(min_length=1)]
     output: Output
+    quality: Quality = Quality()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="before")

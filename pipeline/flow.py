@@ -22,14 +22,15 @@ from typing import Any, Protocol
 
 from operators.attention.activation import activation_ratio
 from pipeline.config import Config
-from pipeline.errors import Held, Incomplete
+from pipeline.errors import Incomplete
 from pipeline.following import follow
-from pipeline.holding import hold, published_pieces
+from pipeline.gates import check_gates
 from pipeline.ledger.books import close, totals
 from pipeline.ledger.publish import Commit, publish
 from pipeline.ledger.records import Record
 from pipeline.parity import findings
 from pipeline.planning import Plan, draft, engine_of, make_plan
+from pipeline.quality import PREFIX, plain_books, readable
 from pipeline.remote import is_outage, plain
 from pipeline.speed import Clock, speed
 from pipeline.stages import Outcome
@@ -74,6 +75,8 @@ class Work:
     outages: int = 0
     """Outcomes in a row that failed with the store."""
     clock: Clock = field(default_factory=Clock)
+    drift: dict[str, Any] = field(default_factory=dict)
+    """What the gate found, once the books are closed."""
 
     def add(self, outcome: Outcome) -> None:
         """Take one outcome into account."""
@@ -153,7 +156,7 @@ def settle(plan: Plan, work: Work) -> tuple[list[Record], Commit]:
         more = f"\n  ... and {len(work.failures) - 10} more" if len(work.failures) > 10 else ""
         raise Incomplete(f"{error}{failures}{more}") from error
     _check_quarantine(plan, closed)
-    _gate(plan, closed)
+    work.drift = check_gates(plan, closed)
     duplicates = (lambda final: count_duplicate_ids(plan.recipe.store, final)) if plan.config.input.id else (lambda final: 0)
     return closed, publish(plan.recipe.store, draft(plan, closed), count_duplicates=duplicates)
 
@@ -170,34 +173,6 @@ def _check_quarantine(plan: Plan, closed: list[Record]) -> None:
         f"{most:g}, and not all rows may be. Nothing is published; the entries are below {plan.config.output.path} in "
         f"quarantine/{plan.generation}. Mend the input, or raise the limit; to try rows again as they are, remove "
         f"_records/{plan.generation} first"
-    )
-
-
-def _gate(plan: Plan, closed: list[Record]) -> None:
-    """Hold the run back where new pieces are too far from the reference; Held says how to publish them all the same."""
-    found = findings(closed)
-    if all(f.within(plan.recipe.tolerance) for f in found.values()):
-        return
-    accepted = published_pieces(plan.recipe.store, plan.base, plan.generation)
-    wrong = [
-        f"task {task}: {f.apart} of {f.documents} documents are apart from the reference (mean similarity {f.similarity:.6f})"
-        for task, f in findings(r for r in closed if r.piece not in accepted).items()
-        if not f.within(plan.recipe.tolerance)
-    ]
-    if not wrong:
-        return
-    tolerance, run_id, output = plan.recipe.tolerance, plan.recipe.run_id, plan.config.output
-    hold(
-        plan.recipe.store,
-        draft(plan, closed),
-        has_ids=plan.config.input.id is not None,
-        single_writer=output.single_writer,
-        why="; ".join(wrong),
-    )
-    raise Held(
-        f"{'; '.join(wrong)}. A share of {tolerance.apart} may be; how near each must be was settled when it was encoded. "
-        f"Nothing is published; `tidemill publish {output.path} --accept {run_id}` publishes what is recorded",
-        run_id,
     )
 
 
@@ -223,8 +198,10 @@ def report(plan: Plan, work: Work, closed: list[Record], commit: Commit) -> dict
         "isolated": dict(sorted(work.isolated.items())),
         "taken_apart": int(done["taken_apart"]),
         "begun_again": int(done["begun_again"]),
-        "statistics": {k: round(v, 3) for k, v in sorted(done.items()) if not k.startswith("parity:")},
+        "statistics": {k: round(v, 3) for k, v in sorted(done.items()) if not k.startswith(("parity:", PREFIX))},
+        "quality": readable(done),
+        "drift": work.drift,
         "output": plan.config.output.path,
-        "books": commit.totals,
+        "books": plain_books(commit.totals),
         "duplicate_ids": commit.duplicate_ids,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -27,15 +27,17 @@ class _Held:
     single_writer: bool
     """As `output.single_writer`."""
     why: str
+    findings: dict[str, Any] = field(default_factory=dict)
+    """Of each gate, by its name."""
 
 
 _HELD = TypeAdapter(_Held)
 
 
-def hold(store: Store, draft: Draft, *, has_ids: bool, single_writer: bool, why: str) -> None:
-    """Leave what `accept` needs."""
+def hold(store: Store, draft: Draft, *, has_ids: bool, single_writer: bool, why: str, findings: dict[str, Any]) -> None:
+    """Leave what `accept` needs, and what the gates found."""
     plain = {**asdict(replace(draft, records=())), "shards": sorted(draft.shards)}
-    held = _Held(plain, [r.piece for r in draft.records], has_ids, single_writer, why)
+    held = _Held(plain, [r.piece for r in draft.records], has_ids, single_writer, why, findings)
     store.put(_key(draft.run_id), _HELD.dump_json(held, indent=1))
 
 
@@ -69,6 +71,15 @@ def _publish(store: Store, held: _Held, run_id: str) -> Commit:
     records = [recorded[piece] for piece in held.pieces]
     draft = Draft(**{**held.draft, "records": records, "shards": frozenset(held.draft["shards"])})
     return publish(store, draft, count_duplicates=lambda final: count_duplicate_ids(store, final) if held.has_ids else 0)
+
+
+def read_findings(store: Store, run_id: str) -> dict[str, Any] | None:
+    """`why` and `findings` of a run that was held, be it accepted by now; None where it was not held."""
+    try:
+        held = _HELD.validate_json(store.get(_key(run_id)))
+    except (FileNotFoundError, ValidationError, ConfigError):
+        return None
+    return {"why": held.why, "findings": held.findings}
 
 
 def published_pieces(store: Store, newest: Commit | None, generation: str) -> set[str]:

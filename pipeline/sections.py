@@ -135,6 +135,23 @@ class Output(Section):
         return value
 
 
+class Quality(Section):
+    """What the run added is compared with what the last versions added."""
+
+    drift: Literal["off", "warn", "hold"] = "warn"
+    """hold: a run whose statistics drifted is not published (exit 4) until it is accepted."""
+    psi: Annotated[float, Field(gt=0)] = 0.2
+    """The population stability index that is a drift, where the documents are enough to tell it from chance."""
+    versions: Annotated[int, Field(gt=0)] = 7
+    min_documents: Annotated[int, Field(gt=0)] = 200
+    """With fewer on either side there is no verdict."""
+
+    @field_validator("drift", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # what YAML makes of off
+
+
 class Runtime(Section):
     """Where and how fast; nothing here but `precision` and `backend` changes a value."""
 

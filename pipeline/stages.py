@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from operators.devices import is_device_lost
 from operators.schema import N_TOKENS, TRUNCATED
 from pipeline import batch as wire
-from pipeline import sink
+from pipeline import quality, sink
 from pipeline.batch import Batch
 from pipeline.errors import TidemillError
 from pipeline.guard import Trouble
@@ -234,7 +234,8 @@ class Stages:
             "truncated": pc.sum(batch.documents[TRUNCATED]).as_py() or 0,
             "body_tokens": pc.sum(batch.documents[N_TOKENS]).as_py() or 0,
         }
-        mine = replace(batch, statistics={**batch.statistics, **counts})
+        found = quality.statistics(batch.documents, [task.name for task in self._recipe.tasks])
+        mine = replace(batch, statistics={**batch.statistics, **counts, **found})
         record, won = sink.write(self._recipe.store, self._recipe.generation, mine)
         return Outcome(_where(batch), record, encoded=won)
 
