@@ -76,8 +76,12 @@ class Stages:
         self._passes: Passes | None = None
 
     def load(self) -> None:
-        """Load the models; only workers that encode do."""
-        self._passes = Passes(self._recipe, self._preparer, self._threads)
+        """Load the models; only workers that encode do. Incomplete where their files are not those of the plan."""
+        try:
+            self._passes = Passes(self._recipe, self._preparer, self._threads)
+        except Exception:
+            self._preparer.check_unchanged()  # where that is why, it says so
+            raise
 
     def read(self, todo: Todo) -> Iterator[Item]:
         """The pieces of a span that have no record yet, in order; ends early where a stop was asked for."""

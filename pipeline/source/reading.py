@@ -28,8 +28,9 @@ MAX_TEXT = 2**30
 def read_span(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
     """The span's pieces in order, without those that are done.
 
-    Raises TidemillError where the shard is no longer the version that was listed; faults of the store pass through. Content
-    that cannot be decoded is a piece with one `unreadable` entry."""
+    Raises TidemillError where the shard is no longer the version that was listed: it is looked at before the first byte is read
+    and again before each piece is handed on, so no piece mixes two versions. Faults of the store pass through. Content that
+    cannot be decoded is a piece with one `unreadable` entry."""
     span = todo.span
     if span.unreadable is not None:
         pieces: Iterable[Batch] = (
@@ -39,7 +40,13 @@ def read_span(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
         check_unchanged(span.shard, recipe.storage_options)
         read = _read_parquet if format_of(span.shard.url, recipe.format) == "parquet" else _read_jsonl
         pieces = read(todo, recipe)
-    yield from pieces
+    try:
+        for piece in pieces:
+            check_unchanged(span.shard, recipe.storage_options)
+            yield piece
+    except Exception:
+        check_unchanged(span.shard, recipe.storage_options)  # where that is why, it says so
+        raise
 
 
 def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
