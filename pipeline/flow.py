@@ -27,9 +27,11 @@ from pipeline.ledger.publish import Commit, publish
 from pipeline.ledger.records import Record
 from pipeline.parity import findings
 from pipeline.planning import Plan, draft, engine_of, make_plan
+from pipeline.runtime import patience
 from pipeline.speed import Clock, speed
 from pipeline.stages import Outcome
 from pipeline.stopping import Stop
+from pipeline.stuck import Watchdog
 from pipeline.table import count_duplicate_ids
 
 
@@ -85,9 +87,11 @@ def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
         plan = make_plan(config)
         watch.planned(plan)
         started = time.perf_counter()
-        for outcome in execute(plan, stop):
-            work.add(outcome)
-            watch.done(outcome)
+        with Watchdog(patience(config, plan.device.kind, plan.todos), stop, lambda: engine_of(config).workers()) as watchdog:
+            for outcome in execute(plan, stop):
+                watchdog.beat()
+                work.add(outcome)
+                watch.done(outcome)
         work.clock.seconds = time.perf_counter() - started
         stop.check()
         closed, commit = settle(plan, work)

@@ -149,6 +149,8 @@ class Runtime(Section):
     """auto: fused into the encoder's actor on CPUs, CPU stages of their own on GPUs and NPUs."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Restarts of one encoder actor before the run gives up (exit 3)."""
+    stuck_after: Literal["auto", "never"] | Annotated[float, Field(gt=0)] = "auto"
+    """Seconds without a settled piece after which the run is given up (exit 3). auto: by the largest piece, 1800 at least."""
     parity_sample: Annotated[int, Field(ge=0)] = 0
     """Documents that are encoded again by the reference; a run that is apart from it is held (exit 4)."""
     parity_similarity: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
