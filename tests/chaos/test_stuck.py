@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import flow
 from pipeline.config import load
-from tests.chaos.jobs_fixtures import environment, kill, records, start, wait_for_records
+from tests.chaos.jobs_fixtures import environment, kill, records, start
 from tests.chaos.profile import scaled, tally
 from tests.jobs.conftest import write_corpus
 
@@ -23,12 +23,15 @@ def _ends(
     config: Path, hook: str, *overrides: str, stop: signal.Signals | None = None, engine: str = "local"
 ) -> tuple[int, str, str, float]:
     """Exit code, both outputs, and the seconds from the signal, or from the start without one."""
-    process = start(config, f"runtime.engine={engine}", *overrides, env=environment(hook))
+    log = config.parent / "log"
+    process = start(config, f"runtime.engine={engine}", *overrides, env=environment(hook, log))
     began = time.monotonic()
     try:
         if stop is not None:
-            assert wait_for_records(process, config.parent / "out", 2), process.communicate()[1][-3000:]
-            time.sleep(4)  # by now it hangs
+            while not list(log.glob("hangs-*")):
+                assert process.poll() is None, process.communicate()[1][-3000:]
+                assert time.monotonic() - began < 120
+                time.sleep(0.05)
             began = time.monotonic()
             process.send_signal(stop)
         stdout, stderr = process.communicate(timeout=120)

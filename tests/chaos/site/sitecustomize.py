@@ -56,6 +56,8 @@ def _patch_passes(module: ModuleType) -> None:
         if "kill" in _HOOKS:
             _maybe_die()
         key = documents["id"][0].as_py() if documents.num_rows else ""
+        if key.startswith((_HOOKS.get("hang", "\0"), _HOOKS.get("block", "\0"))):
+            _note("hangs")
         if key.startswith(_HOOKS.get("hang", "\0")):
             time.sleep(10_000)
         if key.startswith(_HOOKS.get("block", "\0")):
