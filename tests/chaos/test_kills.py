@@ -69,6 +69,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     for name, value in {
         "RAY_AUTH_MODE": "disabled",
+        "RAY_raylet_start_wait_time_s": "150",
         "RAY_health_check_period_ms": "500",
         "RAY_health_check_failure_threshold": "4",
         "RAY_health_check_initial_delay_ms": "0",
