@@ -32,9 +32,11 @@ from pipeline.parity import findings
 from pipeline.planning import Plan, draft, engine_of, make_plan
 from pipeline.quality import PREFIX, plain_books, readable
 from pipeline.remote import is_outage, plain
+from pipeline.runtime import patience
 from pipeline.speed import Clock, speed
 from pipeline.stages import Outcome
 from pipeline.stopping import Stop
+from pipeline.stuck import Watchdog
 from pipeline.table import count_duplicate_ids
 
 ISOLATED = frozenset({"task_failed", "worker_crash", "timeout", "oom"})
@@ -103,8 +105,10 @@ def run(config: Config, watch: Watch | None = None) -> dict[str, Any]:
         plan = make_plan(config)
         watch.planned(plan)
         started = time.perf_counter()
-        with closing(execute(plan, stop)) as outcomes:
+        watchdog = Watchdog(patience(config, plan.device.kind, plan.todos), stop, lambda: engine_of(config).workers())
+        with watchdog, closing(execute(plan, stop)) as outcomes:
             for outcome in outcomes:
+                watchdog.beat()
                 work.add(outcome)
                 watch.done(outcome)
                 if work.outages >= OUTAGES:

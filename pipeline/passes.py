@@ -99,6 +99,7 @@ class Passes:
                 statistics |= self._work(results.statistics.get("flops"), ended - begun)
             if self._parity:
                 statistics |= self._parity.compare(documents, results.values, results.failed, sample) if sample else {}
+            self._preparer.check_unchanged()
             self._idle_since = time.perf_counter()
         return Results(results.values, results.failed, {**results.statistics, **statistics})
 

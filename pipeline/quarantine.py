@@ -28,6 +28,15 @@ class Entry(NamedTuple):
     detail: str
 
 
+_LONGEST_ID = 1024
+"""Characters. Ids are a convenience here; thousands of huge ones would fill the memory."""
+
+
+def short(id_: str | None) -> str | None:
+    """An id as an entry has it: none where it is too long to be one."""
+    return id_ if id_ is None or len(id_) <= _LONGEST_ID else None
+
+
 def table(shard_key: str, entries: list[Entry]) -> pa.Table:
     """Entries of one shard as rows of the quarantine table (`SCHEMA`)."""
     # Details name types and columns, which come with the shard.

@@ -29,6 +29,8 @@ class ModelRecipe:
     revision: str | None
     top_k: int | None = None
     """Keys that a query attends to, as `operators.attention.topk`; None for full attention."""
+    fingerprint: str = ""
+    """`operators.models.repository.Repository.fingerprint` at planning: what a worker finds must be the same."""
 
     @property
     def full(self) -> ModelRecipe:

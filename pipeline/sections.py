@@ -180,6 +180,8 @@ class Runtime(Section):
     """Resident memory of one worker before it is called a runaway; auto: nine tenths of the machine's."""
     max_quarantine: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the input's rows that may be in quarantine; with more, or with all of them, nothing is published (exit 3)."""
+    stuck_after: Literal["auto", "never"] | Annotated[float, Field(gt=0)] = "auto"
+    """Seconds without a settled piece after which the run is given up (exit 3). auto: by the largest piece, 1800 at least."""
     parity_sample: Annotated[int, Field(ge=0)] = 0
     """Documents that are encoded again by the reference; a run that is apart from it is held (exit 4)."""
     parity_similarity: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"

@@ -37,8 +37,12 @@ class Steps:
         self._passes: Passes | None = None
 
     def load(self) -> None:
-        """Load the models; only processes that encode do."""
-        self._passes = Passes(self._recipe, self._preparer, self._threads)
+        """Load the models; only processes that encode do. Incomplete where their files are not those of the plan."""
+        try:
+            self._passes = Passes(self._recipe, self._preparer, self._threads)
+        except Exception:
+            self._preparer.check_unchanged()  # where that is why, it says so
+            raise
 
     def read(self, todo: Todo) -> Iterator[Batch]:
         """The pieces of a span in order, without those that are done."""

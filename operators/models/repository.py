@@ -57,6 +57,17 @@ class Repository:
         return _fingerprint(self.path, (f for f in files if f.name not in _NOT_VALUES))
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 over both: all of the model that changes values."""
+        return _hash(self.weights_fingerprint, self.tokenizer_fingerprint)
+
+    @property
+    def state(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and modification time (ns) of every file of the model: what can be compared without reading them."""
+        files = {f for folder in read_layout(self.path).directories for pattern in _FILES for f in folder.glob(pattern)}
+        return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files))
+
+    @property
     def weights_bytes(self) -> int:
         """Bytes of all weights on disk."""
         return sum(f.stat().st_size for f in _weights(self.path))

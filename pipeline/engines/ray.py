@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import ray
 import ray.data
@@ -26,7 +27,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from pipeline.batch import from_todo_block, todo_block
 from pipeline.clusters import refuse_open_cluster, refuse_open_nodes, refuse_unpickling
 from pipeline.engines import GRACE_SECONDS
-from pipeline.errors import ConfigError, Incomplete, Terminated, TidemillError
+from pipeline.errors import ConfigError, Incomplete, TidemillError
 from pipeline.ledger.pieces import Todo
 from pipeline.placement import Placement, Resources, Wish, place
 from pipeline.recipe import Recipe
@@ -185,8 +186,17 @@ def execute(recipe: Recipe, placed: Placement, todos: list[Todo], stop: Stop) ->
         for item in from_block(block):
             assert isinstance(item, Outcome)
             yield item
-    if stop.is_set():
-        raise Terminated("terminated; what was recorded stays, and the same command goes on from there")
+    stop.check()
+
+
+def workers() -> list[int]:
+    """Ray's processes on this machine that are at work; on a cluster that is shared, also those of others."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        title, uids = " ".join(process.info["cmdline"] or []), process.info["uids"]
+        if title.startswith("ray::") and not title.startswith("ray::IDLE") and uids and uids.real == os.getuid():
+            found.append(process.pid)
+    return found
 
 
 def shutdown() -> None:
@@ -203,6 +213,7 @@ def _configure() -> None:
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
     context.max_consecutive_actor_init_deaths = 2
+    context.execution_no_progress_timeout_s = -1  # pipeline.stuck knows how long a piece may take
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

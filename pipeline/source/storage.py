@@ -34,6 +34,8 @@ def decoding() -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Corrupt(_first_line(error)) from error
+    except UnicodeDecodeError as error:
+        raise Corrupt("a name in the footer is not UTF-8") from error
     except OSError as error:
         # Arrow raises plain OSError without a number; those of a store have a number or a class of their own.
         if type(error) is not OSError or error.errno is not None:

@@ -219,10 +219,10 @@ def test_a_shard_replaced_while_it_is_read_is_not_corrupt(tmp_path: Path, plan: 
 
 
 def test_texts_that_come_to_more_than_a_piece_may_hold(tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_TEXT", 10_000)
+    monkeypatch.setattr(reading, "MAX_PIECE", 10_000)
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["x" * 10]))
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
-    (piece,) = read(path=str(tmp_path), piece=1000)
+    (piece,) = read(path=str(tmp_path), piece=1000, max_document=100)
     books_close([piece], pa.schema([]))
     assert piece.rows_in == 5000
     assert piece.documents.nbytes < 200_000
