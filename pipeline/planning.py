@@ -23,7 +23,7 @@ from pipeline import sink
 from pipeline.backends import check_backend, choose_precision, device_of, find_exports
 from pipeline.config import Config
 from pipeline.errors import ConfigError, TidemillError
-from pipeline.ledger.pieces import Shard, Span, Todo
+from pipeline.ledger.pieces import Shard, Span, Todo, in_order
 from pipeline.ledger.publish import Commit, Draft, commit_schema, encode_schema, head, manifest_records
 from pipeline.ledger.records import Record, find_work, read_records
 from pipeline.ledger.store import Store, open_store
@@ -108,9 +108,10 @@ def make_plan(config: Config) -> Plan:
         source = plan_source(settings, listing, pins, {}, fields)
     current = {r.piece: r for r in records} if base and base.generation == generation else {}
     known = {**current, **read_records(store, generation, set(current))}
-    todos = sorted(find_work(source.spans, known), key=lambda t: -t.span.weight)
+    run_id = uuid.uuid4().hex[:16]
+    todos = in_order(find_work(source.spans, known), run_id)
     recipe = Recipe(
-        run_id=uuid.uuid4().hex[:16],
+        run_id=run_id,
         generation=generation,
         store=store,
         schema=schema,
