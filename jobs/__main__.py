@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from jobs import console, doctor, evaluate, export, files, plan, publish, run, status, submit
+from jobs import console, diff, doctor, evaluate, export, files, history, plan, publish, rollback, run, status, submit
 from pipeline.errors import TidemillError
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ app.command("plan")(plan.command)
 app.command("submit")(submit.command)
 app.command("status")(status.command)
 app.command("files")(files.command)
+app.command("history")(history.command)
+app.command("diff")(diff.command)
+app.command("rollback")(rollback.command)
 app.command("eval")(evaluate.command)
 app.command("export")(export.command)
 app.command("publish")(publish.command)

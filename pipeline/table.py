@@ -75,12 +75,17 @@ def open_output(
     return _dataset(store, committed_files(store, commit, of_quarantine=quarantined), schema)
 
 
+def open_data(store: Store, key: str) -> Any:
+    """A data file of the table, open for reading; the caller closes it."""
+    return _file_system(store).open(_path(store, key))
+
+
 def count_duplicate_ids(store: Store, records: list[Record]) -> int:
     """Rows of the table whose id another row has already: rows - distinct ids. Reads the id column of every data file."""
 
     def ids(key: str) -> pa.ChunkedArray[Any]:
         # Read in this thread alone: Arrow's own threads may still hold a Python file while the interpreter goes down.
-        with _file_system(store).open(_path(store, key)) as file:
+        with open_data(store, key) as file:
             return pq.ParquetFile(file, pre_buffer=False).read(columns=[ID], use_threads=False)[ID]
 
     with ThreadPoolExecutor(_READERS) as pool:
