@@ -4,6 +4,7 @@ EXTRAS := s3,gcs,azure,onnx,openvino,demo,dev
 BIN := .venv/bin
 STAMP := .venv/.installed
 KERNELS := .venv-kernels
+AZURITE := tests/emulators/node_modules/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-kernels check bench clean
@@ -26,8 +27,15 @@ demo: setup  ## Run both demo jobs: nearest neighbours; entities and sentiment w
 	$(BIN)/python -m demo.labels
 
 # One thread for each process: tiny models lose more to threads than they win.
-test: setup  ## Run all tests.
+test: setup $(AZURITE)  ## Run all tests.
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+# Azure's emulator, where npm is there; its tests are skipped where it is not.
+$(AZURITE): tests/emulators/package.json
+	@if command -v npm >/dev/null; then \
+		npm install --prefix tests/emulators --ignore-scripts --no-audit --no-fund --no-package-lock --loglevel error \
+			&& touch $@ || echo "no emulator of Azure: npm install failed"; \
+	else echo "no emulator of Azure: there is no npm"; fi
 
 # An environment of its own, for Triton is large and nothing else on a CPU needs it.
 $(KERNELS)/.installed: tests/kernels/requirements.txt constraints.txt
@@ -59,4 +67,4 @@ bench: setup  ## Measure memory and speed on this machine, next to its peers; wr
 		$(BIN)/python -m benchmarks.gpu $$part --tiny --out build/gpu-dry-run || exit 1; done
 
 clean:  ## Remove the environment and everything built.
-	rm -rf .venv $(KERNELS) .venv-daft build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(KERNELS) .venv-daft tests/emulators/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
