@@ -5,6 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 KERNELS := .venv-kernels
 LOCKER := .venv-lock
+AZURITE := tests/emulators/node_modules/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test chaos test-kernels check lock sbom bench clean
@@ -27,13 +28,20 @@ demo: setup  ## Run both demo jobs: nearest neighbours; entities and sentiment w
 	$(BIN)/python -m demo.labels
 
 # One thread for each process: tiny models lose more to threads than they win.
-test: setup  ## Run all tests.
+test: setup $(AZURITE)  ## Run all tests.
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 # What `make test` runs of it with few seeds, with many; counts go to build/trust. CHAOS_ARGS goes to pytest.
 chaos: setup  ## Run the fault and kill tests with many seeds.
 	CHAOS=long OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
 		$(CHAOS_ARGS) tests/chaos
+
+# Azure's emulator, where npm is there; its tests are skipped where it is not.
+$(AZURITE): tests/emulators/package.json
+	@if command -v npm >/dev/null; then \
+		npm install --prefix tests/emulators --ignore-scripts --no-audit --no-fund --no-package-lock --loglevel error \
+			&& touch $@ || echo "no emulator of Azure: npm install failed"; \
+	else echo "no emulator of Azure: there is no npm"; fi
 
 # An environment of its own, for Triton is large and nothing else on a CPU needs it.
 $(KERNELS)/.installed: tests/kernels/requirements.txt constraints.txt
@@ -80,4 +88,4 @@ bench: setup  ## Measure memory and speed on this machine, next to its peers; wr
 		$(BIN)/python -m benchmarks.gpu $$part --tiny --out build/gpu-dry-run || exit 1; done
 
 clean:  ## Remove the environment and everything built.
-	rm -rf .venv $(KERNELS) $(LOCKER) .venv-daft build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(KERNELS) $(LOCKER) .venv-daft tests/emulators/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,7 +9,22 @@ from typing import NoReturn
 
 import typer
 
-from jobs import console, doctor, evaluate, export, files, plan, publish, report, run, status, submit
+from jobs import (
+    console,
+    diff,
+    doctor,
+    evaluate,
+    export,
+    files,
+    history,
+    plan,
+    publish,
+    report,
+    rollback,
+    run,
+    status,
+    submit,
+)
 from pipeline.errors import Stuck, Terminated, TidemillError
 from pipeline.wording import describe, frames
 
@@ -26,6 +41,9 @@ app.command("submit")(submit.command)
 app.command("status")(status.command)
 app.command("report")(report.command)
 app.command("files")(files.command)
+app.command("history")(history.command)
+app.command("diff")(diff.command)
+app.command("rollback")(rollback.command)
 app.command("eval")(evaluate.command)
 app.command("export")(export.command)
 app.command("publish")(publish.command)

@@ -24,9 +24,13 @@ def notes(plan: Plan) -> list[str]:
     if plan.listing.ignored:
         found.append(f"{plan.listing.ignored} files were left out: hidden, starting with '_', links, or with an unknown suffix")
     if plan.base and changes(plan):
+        rows = plan.base.totals["rows_in"]
+        again = f"all {rows} rows are encoded again" if plan.todos else "all is recorded and published without encoding"
+        found.append(f"another generation than version {plan.base.version} of the table: {again} ({'; '.join(changes(plan))})")
+    if plan.base and plan.base.restores is not None:
         found.append(
-            f"another generation than version {plan.base.version} of the table: all {plan.base.totals['rows_in']} rows are "
-            f"encoded again ({'; '.join(changes(plan))})"
+            f"version {plan.base.version} is a rollback to version {plan.base.restores}: this run publishes the "
+            "input as it is now, with all that later versions recorded"
         )
     gone = removed(plan)
     if gone:

@@ -24,7 +24,7 @@ from pipeline.backends import check_backend, choose_precision, device_of, find_e
 from pipeline.config import Config
 from pipeline.errors import ConfigError, Incomplete, TidemillError
 from pipeline.following import LEDGER, check_format
-from pipeline.ledger.pieces import Shard, Span, Todo
+from pipeline.ledger.pieces import Shard, Span, Todo, in_order
 from pipeline.ledger.publish import Commit, Draft, commit_schema, encode_schema, head, manifest_records
 from pipeline.ledger.records import Record, find_work, read_records
 from pipeline.ledger.store import Store, open_store
@@ -115,9 +115,10 @@ def make_plan(config: Config) -> Plan:
         source = plan_source(settings, listing, pins, {}, fields)
     current = {r.piece: r for r in records} if base and base.generation == generation else {}
     known = {**current, **read_records(store, generation, set(current))}
-    todos = sorted(find_work(source.spans, known), key=lambda t: -t.span.weight)
+    run_id = uuid.uuid4().hex[:16]
+    todos = in_order(find_work(source.spans, known), run_id)
     recipe = Recipe(
-        run_id=uuid.uuid4().hex[:16],
+        run_id=run_id,
         generation=generation,
         store=store,
         schema=schema,

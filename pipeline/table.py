@@ -86,7 +86,7 @@ def count_duplicate_ids(store: Store, records: list[Record]) -> int:
 
     def ids(record: Record) -> pa.ChunkedArray[Any]:
         # Read in this thread alone: Arrow's own threads may still hold a Python file while the interpreter goes down.
-        with _open(store, record) as file:
+        with open_data(store, record) as file:
             return pq.ParquetFile(file, pre_buffer=False).read(columns=[ID], use_threads=False)[ID]
 
     with ThreadPoolExecutor(_READERS) as pool:
@@ -104,7 +104,8 @@ def _dataset(store: Store, keys: list[str], schema: pa.Schema) -> ds.Dataset:
     return ds.dataset([_path(store, key) for key in keys], filesystem=native, schema=schema, format="parquet")
 
 
-def _open(store: Store, record: Record) -> BinaryIO:
+def open_data(store: Store, record: Record) -> BinaryIO:
+    """The data file of a piece, open for reading; the caller closes it."""
     path = _path(store, record.file or "")
     if isinstance(store, FsspecStore):
         return cast(BinaryIO, RemoteFile(store.fs, path, record.bytes))

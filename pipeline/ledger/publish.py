@@ -55,6 +55,8 @@ class Commit:
     duplicate_ids: int
     created_at: str
     """Informational; nothing is decided by a clock."""
+    restores: int | None = None
+    """The older version whose manifest this is, where a rollback made it."""
 
 
 _COMMIT = TypeAdapter(Commit)
@@ -202,6 +204,11 @@ def commit_once(store: Store, commit: Commit, records: Sequence[Record]) -> bool
     sink = pa.BufferOutputStream()
     pq.write_table(to_table(records), sink, compression="zstd")
     store.put(commit.manifest, sink.getvalue().to_pybytes())
+    return write_commit(store, commit)
+
+
+def write_commit(store: Store, commit: Commit) -> bool:
+    """The switch itself, once the manifest is there. False as in `commit_once`."""
     try:
         store.create(commit_key(commit.version), _COMMIT.dump_json(commit, indent=1))
     except (Exists, Unknown):
