@@ -7,10 +7,13 @@ import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
-import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline.errors import ConfigError
+from pipeline.plain_yaml import scalar
+from pipeline.urls import check_options
+from pipeline.wording import message_lines, printable, without_secrets
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -34,8 +37,19 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def clean(text: str) -> str:
+    """Text of others for a terminal: its lines, tabs kept, without control characters."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
+def cell(text: str) -> str:
+    """Text of others for a cell of a table, as it is and not as markup."""
+    return escape(clean(text))
+
+
 def fail(message: str, code: int, run_id: str | None = None) -> NoReturn:
     """End with `code`: the message on standard error, and as JSON on standard output where that was asked for."""
+    message = message_lines(without_secrets(message))
     err.print("[bold red]tidemill:[/] ", end="")
     err.print(message, markup=False, soft_wrap=True)
     if "--json" in sys.argv:
@@ -50,11 +64,11 @@ def parse_options(pairs: list[str] | None) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError("write key=value, for example endpoint_url=http://localhost:9000", field="--storage-option")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            options[key] = value
-    return options
+        options[key] = scalar(value)
+    try:
+        return check_options(options)
+    except ValueError as error:
+        raise ConfigError(str(error), field="--storage-option") from None
 
 
 def human(size: float) -> str:

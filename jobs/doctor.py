@@ -14,7 +14,8 @@ import psutil
 import typer
 from rich.table import Table
 
-from jobs.console import Json, Overrides, human, out, print_json
+from jobs.console import Json, Overrides, cell, human, out, print_json
+from pipeline.clusters import refuse_open_cluster, refuse_unpickling
 from pipeline.config import Config, load
 from pipeline.errors import TidemillError
 
@@ -51,7 +52,7 @@ def command(
         table = Table(show_header=False, box=None)
         for check in checks:
             mark = {True: "[green]ok", False: "[red]FAIL", None: "[dim]-"}[check.ok]
-            table.add_row(mark, f"[bold]{check.name}", check.detail)
+            table.add_row(mark, f"[bold]{check.name}", cell(check.detail))
         out.print(table)
     return 1 if failed else 0
 
@@ -99,10 +100,13 @@ def _ray() -> Check:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return Check("cluster", None, "RAY_ADDRESS is not set: a run starts a local Ray")
-    token = (
-        "with a token" if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") else "without RAY_AUTH_TOKEN"
-    )
-    return Check("cluster", None, f"{address}, {token}")
+    try:
+        refuse_unpickling()
+        refuse_open_cluster(address, "RAY_ADDRESS")
+    except TidemillError as error:
+        return Check("cluster", False, str(error))
+    mode = "with" if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else "without"
+    return Check("cluster", None, f"{address}, {mode} token authentication")
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:

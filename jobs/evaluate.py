@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import Json, OutputPath, StorageOption, Version, out, parse_options, print_json
+from jobs.console import Json, OutputPath, StorageOption, Version, clean, out, parse_options, print_json
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     for row in rows:
-        table.add_row(*map(Text, row))  # as they are: a label may look like markup
+        table.add_row(*(Text(clean(value)) for value in row))  # as they are: a label may look like markup
     out.print(table)
     out.print()
 

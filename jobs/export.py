@@ -7,10 +7,9 @@ from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from jobs.console import ConfigPath, Json, Overrides, out, print_json
+from jobs.console import ConfigPath, Json, Overrides, cell, out, print_json
 
 
 def command(
@@ -50,5 +49,5 @@ def _summary(report: dict[str, Any]) -> Table:
             found = made["verification"]
             rows["tokens' vectors"] = f"cosine to the reference {found['mean']:.6f} on average, {found['min']:.6f} at least"
         for name, value in rows.items():
-            table.add_row(f"[bold]{escape(name)}", escape(value))
+            table.add_row(f"[bold]{cell(name)}", cell(value))
     return table

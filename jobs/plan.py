@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
-from jobs.console import ConfigPath, Json, Overrides, human, out, print_json
+from jobs.console import ConfigPath, Json, Overrides, cell, human, out, print_json
 
 
 def command(config: ConfigPath, overrides: Overrides = None, json: Json = False) -> None:
@@ -22,7 +21,7 @@ def command(config: ConfigPath, overrides: Overrides = None, json: Json = False)
         return
     table = Table(show_header=False, box=None)
     for name, value in report.items():
-        table.add_row(f"[bold]{name}", escape(_shown(name, value)))
+        table.add_row(f"[bold]{name}", cell(_shown(name, value)))
     out.print(table)
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from pipeline.wording import message_lines
+
 if TYPE_CHECKING:
     from pipeline.planning import Plan
     from pipeline.stages import Outcome
@@ -48,7 +50,7 @@ class Progress:
         from pipeline.notes import describe  # torch comes with it, and `tidemill --help` should not wait for that
 
         for line in describe(plan):
-            self._console.print(line, markup=False, highlight=False)
+            self._console.print(message_lines(line), markup=False, highlight=False)
         self._started = self._logged = time.monotonic()
         total = sum(todo.span.weight for todo in plan.todos)
         self._weights = {(t.span.shard.key, t.span.start): t.span.weight for t in plan.todos}
@@ -57,7 +59,7 @@ class Progress:
     def done(self, outcome: Outcome) -> None:
         """Count one piece."""
         if outcome.error:
-            self._console.print(f"no record for {outcome.where}: {outcome.error}", markup=False)
+            self._console.print(message_lines(f"no record for {outcome.where}: {outcome.error}"), markup=False)
         if not outcome.record or self._task is None:
             return
         record = outcome.record

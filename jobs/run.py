@@ -6,12 +6,12 @@ import sys
 from contextlib import redirect_stdout
 from typing import Any
 
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from jobs.console import ConfigPath, Json, Overrides, err, out, print_json
+from jobs.console import ConfigPath, Json, Overrides, cell, err, out, print_json
 from jobs.progress import Progress
+from jobs.report import describe_drift
 
 
 def command(config: ConfigPath, overrides: Overrides = None, json: Json = False) -> None:
@@ -42,6 +42,10 @@ def summary(report: dict[str, Any]) -> Panel:
     }
     if reasons:
         rows["quarantined"] = reasons
+    if report["taken_apart"] or report["begun_again"]:
+        found = ", ".join(f"{n} {reason}" for reason, n in report["isolated"].items()) or "none"
+        counts = f"{report['begun_again']} pieces begun again, {report['taken_apart']} taken apart"
+        rows["poison"] = f"{counts}; rows isolated: {found}"
     if report["encoded"]:
         rows["speed"] = f"{report['tokens']} tokens in {report['seconds']:.1f} s: {report['tokens_per_second']:.0f} tokens/s"
         rows |= _speed(report["speed"])
@@ -49,9 +53,11 @@ def summary(report: dict[str, Any]) -> Panel:
         agreed = found["documents"] - found["apart"]
         mean = f", similarity {found['similarity']:.6f}" if found["documents"] else ""
         rows[f"parity of {task}"] = f"{agreed} of {found['documents']} documents as the reference{mean}"
+    if report["drift"].get("verdict") not in ("off", "none"):
+        rows |= describe_drift(report["drift"])
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(f"[bold]{escape(name)}", escape(value))
+        table.add_row(f"[bold]{cell(name)}", cell(value))
     return Panel(table, title=f"run {report['run_id']}", title_align="left", expand=False)
 
 

@@ -11,15 +11,19 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import typer
 import yaml
 
-from jobs.console import ConfigPath, Json, Overrides, err, print_json
+from jobs.console import ConfigPath, Json, Overrides, clean, err, print_json
+from pipeline.clusters import is_local, refuse_open_cluster
 from pipeline.config import Config, load
 from pipeline.engines import GRACE_SECONDS
 from pipeline.errors import ConfigError, TidemillError
+from pipeline.wording import message_lines
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -49,6 +53,9 @@ def command(
         raise ConfigError("no cluster is named; give --address http://HOST:8265 or set RAY_ADDRESS", field="--address")
     if urlsplit(address).username is not None:
         raise ConfigError("the address carries credentials; give the token by RAY_AUTH_TOKEN instead", field="--address")
+    refuse_open_cluster(address, "--address")
+    if not is_local(address):
+        refuse_unguarded(address)
     # Imported here: it takes a second, and `tidemill --help` should not.
     from ray.job_submission import JobSubmissionClient
 
@@ -64,6 +71,25 @@ def command(
         info = client.get_job_info(submission)
         print_json({"submission_id": submission, "status": str(info.status.value), "exit_code": None if no_wait else code})
     return code
+
+
+def refuse_unguarded(address: str) -> None:
+    """ConfigError where a job server speaks to one who shows no token; a token of ours does not make it ask for one."""
+    if not address.startswith(("http://", "https://")):
+        return
+    try:
+        with urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=10) as answer:  # http alone, as above  # nosec B310
+            code = answer.status
+    except HTTPError as error:
+        code = error.code
+    except OSError:
+        return  # not reached: the client says so
+    if code not in (401, 403):
+        raise ConfigError(
+            f"the job server answers without a token (HTTP {code}), so whoever reaches it can run code there; start the cluster "
+            "with RAY_AUTH_MODE=token",
+            field="--address",
+        )
 
 
 def _submit(client: JobSubmissionClient, settings: Config, date: str) -> str:
@@ -84,7 +110,7 @@ def _submit(client: JobSubmissionClient, settings: Config, date: str) -> str:
         client.submit_job(
             entrypoint="python -m jobs run job.yaml --json",
             submission_id=submission,
-            runtime_env={"working_dir": folder, "env_vars": _environment()},
+            runtime_env=environment(folder),
             metadata={"name": settings.name, "date": date},
         )
     err.print(f"submitted {submission}")
@@ -99,10 +125,12 @@ def _bundle(folder: Path, plain: dict[str, Any]) -> None:
     (folder / "job.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
-def _environment() -> dict[str, str]:
+def environment(folder: str) -> dict[str, Any]:
+    """Ray's runtime_env of the job: what is in `folder`, and settings. Nothing is installed there, so the image is what runs."""
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     # Ray kills a stopped job after three seconds unless told otherwise; the writes in flight need longer.
-    return {**passed_on, "RAY_JOB_STOP_WAIT_TIME_S": str(int(GRACE_SECONDS) + 10)}
+    settings = {**passed_on, "RAY_JOB_STOP_WAIT_TIME_S": str(int(GRACE_SECONDS) + 10)}
+    return {"working_dir": folder, "env_vars": settings}
 
 
 def _follow(client: JobSubmissionClient, submission: str) -> int:
@@ -111,7 +139,7 @@ def _follow(client: JobSubmissionClient, submission: str) -> int:
 
     async def tail() -> None:
         async for lines in client.tail_job_logs(submission):
-            err.print(lines, end="", markup=False, soft_wrap=True)
+            err.print(clean(lines), end="", markup=False, soft_wrap=True)
 
     asyncio.run(tail())
     while not (info := client.get_job_info(submission)).status.is_terminal():
@@ -120,5 +148,5 @@ def _follow(client: JobSubmissionClient, submission: str) -> int:
         return 0
     if info.status == JobStatus.STOPPED:
         return 143
-    err.print(f"{submission}: {info.message}", markup=False)
+    err.print(message_lines(f"{submission}: {info.message}"), markup=False)
     return info.driver_exit_code or 1

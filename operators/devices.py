@@ -14,6 +14,21 @@ KINDS = ("npu", "cuda", "cpu")
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")
 """How devices say it; not all of them raise torch.OutOfMemoryError."""
 
+_DEVICE_LOST = (
+    "illegal memory access",
+    "illegal instruction",
+    "illegal address",
+    "misaligned address",
+    "invalid program counter",
+    "device-side assert",
+    "unspecified launch failure",
+    "launch timed out",
+    "uncorrectable ecc",
+    "aicore exception",
+    "aicore timeout",
+)
+"""Errors after which every further call on the device fails as well."""
+
 _WORTH_COMPILING = 20_000
 """Packs that pay for compiling: by estimate, about a minute against 3 ms less for each pack of 32,768 tokens."""
 
@@ -90,11 +105,18 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that the device, or the host, has no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether `error` says that this process cannot use its device any more, as after an illegal access of its memory."""
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    return any(words in str(error).lower() for words in _DEVICE_LOST)
 
 
 def free_memory(device: torch.device) -> int | None:

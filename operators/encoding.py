@@ -216,7 +216,7 @@ class Encode:
         """After a pack that failed: what to try again; a document that is alone has failed. `documents`: of each segment."""
         document, alone = int(documents[chosen[0]]), len(chosen) == 1
         if problem.reason != "oom":
-            self._probe(work.inputs)
+            self.probe(work.inputs)
             if alone:
                 work.failed[document] = problem
                 return []
@@ -265,7 +265,8 @@ class Encode:
             self._budget.went_well()
         return None
 
-    def _probe(self, inputs: Inputs) -> None:
+    @torch.inference_mode()
+    def probe(self, inputs: Inputs) -> None:
         """Encode a document without text: raises where the model is broken, whatever it is given."""
         nothing = np.empty(0, np.int32)
         tokens = Tokens(nothing, np.zeros(2, np.int64), np.empty((0, 2), np.int32))

@@ -34,7 +34,7 @@ _PART_CHARACTERS = 1 << 18
 _UNLIMITED = 1 << 24
 """A tokenizer that declares more than this declares no limit (transformers writes 1e30)."""
 
-_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 _BREAK = re.compile(r"(?<=\S)(?=[ \n]\w)")
 """A place before a single space or line end between words; see `_breaks_at_spaces`."""
@@ -174,7 +174,9 @@ def _load(directory: Path) -> Any:
     if not any(file for pattern in _VOCABULARIES for file in directory.glob(pattern)):
         raise ValueError(f"{directory} holds no tokenizer ({', '.join(_VOCABULARIES)}); add the model's own")
     try:
-        loaded = AutoTokenizer.from_pretrained(str(directory), use_fast=True, local_files_only=True)
+        loaded = AutoTokenizer.from_pretrained(  # a directory that was checked  # nosec B615
+            str(directory), use_fast=True, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # tokenizers raises plain Exception for a file that it cannot parse
         raise ValueError(
             f"{directory}: the tokenizer does not load ({type(error).__name__}); save it as tokenizer.json"

@@ -31,6 +31,8 @@ class Batch:
     quarantine: pa.Table
     """Rows set aside so far (pipeline.quarantine.SCHEMA)."""
     statistics: dict[str, float] = field(default_factory=dict)
+    attempt: int = 0
+    """How many times the piece was begun before, without a record."""
 
     @property
     def id(self) -> str:
@@ -40,7 +42,7 @@ class Batch:
 
 def to_block(batch: Batch) -> pa.Table:
     """`batch` as one row of {header: string, documents: large_binary, quarantine: large_binary}."""
-    header = {k: getattr(batch, k) for k in ("index", "start", "stop", "last", "rows_in", "statistics")}
+    header = {k: getattr(batch, k) for k in ("index", "start", "stop", "last", "rows_in", "statistics", "attempt")}
     header["span"] = asdict(batch.span)
     return block(header, _serialize(batch.documents), _serialize(batch.quarantine))
 

@@ -1,8 +1,8 @@
 """The job as its author writes it: a frozen pydantic model of the YAML file, every default in one place.
 
-`load("job.yaml", ["runtime.workers=2"])` reads by `yaml.safe_load`, applies overrides and validates; what is wrong is a
-`ConfigError` with the field path, the value seen and, for an unknown key, the closest known one. Checks that need the input
-or the model are made by `pipeline.planning`.
+`load("job.yaml", ["runtime.workers=2"])` reads plain YAML (`pipeline.plain_yaml`), applies overrides and validates; what is
+wrong is a `ConfigError` with the field path, the value seen and, for an unknown key, the closest known one. Checks that need
+the input or the model are made by `pipeline.planning`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 import operators.heads
+from pipeline import plain_yaml
 from pipeline.errors import ConfigError
 from pipeline.kinds import did_you_mean, head_config, modules
 from pipeline.overrides import apply_override
-from pipeline.sections import Attention, Input, Output, Runtime, Section, Segments, Task
+from pipeline.sections import Attention, Input, Output, Quality, Runtime, Section, Segments, Task
 from pipeline.urls import check_url, protocol
 
 
@@ -32,6 +33,7 @@ class Config(Section):
     segments: Segments = Segments()
     tasks: Annotated[dict[str, Task], Field(min_length=1)]
     output: Output
+    quality: Quality = Quality()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="before")
@@ -88,15 +90,15 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(str(error), field="CONFIG") from None
     try:
         with fsspec.open(str(path), "rb") as file:
-            text = file.read().decode("utf-8")
+            text = file.read(plain_yaml.LARGEST + 1).decode("utf-8")
     except Exception as error:  # each store's library raises its own
         raise ConfigError(f"cannot read {path}: {type(error).__name__}; give the path of a YAML file", field="CONFIG") from error
     try:
-        raw = yaml.safe_load(text)
+        raw = plain_yaml.read(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', 'syntax error')}") from error
+        raise ConfigError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}; a config is a mapping of input, tasks, output, ...")
     return from_dict(raw, overrides)

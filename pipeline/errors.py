@@ -3,6 +3,7 @@
     TidemillError           1  an error that is ours
       ConfigError           2  the config or an input path is wrong; nothing was started
       Incomplete            3  pieces are missing or the books do not close; nothing was published
+        Stuck               3  nothing came out for too long
       Held                  4  a quality gate holds the result back
       Fenced                5  a newer generation was committed meanwhile
       Terminated          143  SIGTERM; what was in flight is recorded, the same command goes on
@@ -34,6 +35,10 @@ class Incomplete(TidemillError):
     """The run ended without a record for every piece, or the books do not close."""
 
     exit_code = 3
+
+
+class Stuck(Incomplete):
+    """Nothing came out for too long, and the run was given up; threads may hang in it."""
 
 
 class Held(TidemillError):

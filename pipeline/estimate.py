@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.schema import documents_schema
+from pipeline.cost import cost
 from pipeline.ledger.books import totals
 from pipeline.ledger.pieces import Span, Todo
 from pipeline.ledger.records import Record, span_identity
@@ -28,6 +30,7 @@ _PIECE_OVERHEAD = 1 << 30
 def estimate(plan: Plan) -> dict[str, Any]:
     """The plan as plain data. Reads a few rows of up to eight shards with work left; loads no weights."""
     source, listing = plan.source, plan.listing
+    work = _tokens(plan)
     report: dict[str, Any] = {
         "input": ", ".join(plan.config.input.paths),
         "shards": len(listing.shards),
@@ -50,7 +53,8 @@ def estimate(plan: Plan) -> dict[str, Any]:
             + (", less those of each document's second text" if m.head.companion and m.head.companion.column else "")
             for name, m in plan.models.items()
         },
-        "estimate": _tokens(plan),
+        "estimate": work,
+        "cost": cost(plan, work["rows_to_do"], work["tokens_to_do"]),
         "worker_memory_bytes": 2 * plan.weights_bytes + _PIECE_OVERHEAD,
         "schema": [f"{f.name}: {f.type}" for f in plan.recipe.schema],
         "notes": notes(plan),
@@ -76,7 +80,7 @@ def _rows(plan: Plan) -> str:
 
 def _tokens(plan: Plan) -> dict[str, Any]:
     """Tokens and windows over all passes: of recorded pieces as counted, of the spans to do scaled up from a sample."""
-    spans = [t.span for t in plan.todos if not t.span.unreadable and t.span.rows != 0]
+    spans = sorted((t.span for t in plan.todos if not t.span.unreadable and t.span.rows != 0), key=_by_size)
     samples = [_sample(plan, span) for span in _spread(spans)]
     covered = sum(weight for _, weight in samples)
     scale = sum(s.weight for s in spans) / covered if covered else 0.0
@@ -96,11 +100,24 @@ def _tokens(plan: Plan) -> dict[str, Any]:
     done = totals(_recorded(plan)).statistics
     return {
         "sample_documents": documents,
+        "rows_to_do": _rows_to_do(spans, samples),
         "tokens": tokens + int(done.get("tokens", 0)),
         "segments": segments + int(done.get("segments", 0)),
         "tokens_to_do": tokens,
         "packs_to_do": packs,
     }
+
+
+def _by_size(span: Span) -> tuple[int, str, int]:
+    """The biggest first, and always in the same order, so that an estimate does not change from call to call."""
+    return -span.weight, span.shard.key, span.start
+
+
+def _rows_to_do(spans: Sequence[Span], samples: Sequence[tuple[pa.Table, float]]) -> int:
+    """By Parquet footers; of JSONL scaled up from the samples."""
+    covered = sum(weight for _, weight in samples)
+    density = sum(table.num_rows for table, _ in samples) / covered if covered else 0.0
+    return sum(s.rows or 0 for s in spans) + int(density * sum(s.weight for s in spans if s.rows is None))
 
 
 def _spread(spans: list[Span]) -> list[Span]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigError, Fenced, TidemillError
+from pipeline.following import find_format, follow, followed_by
 from pipeline.ledger.publish import Commit, Draft, head, manifest_records, publish, read_commit
 from pipeline.ledger.records import read_records
 from pipeline.ledger.store import Store
@@ -26,25 +27,35 @@ class _Held:
     single_writer: bool
     """As `output.single_writer`."""
     why: str
+    findings: dict[str, Any] = field(default_factory=dict)
+    """Of each gate, by its name."""
 
 
 _HELD = TypeAdapter(_Held)
 
 
-def hold(store: Store, draft: Draft, *, has_ids: bool, single_writer: bool, why: str) -> None:
-    """Leave what `accept` needs."""
+def hold(store: Store, draft: Draft, *, has_ids: bool, single_writer: bool, why: str, findings: dict[str, Any]) -> None:
+    """Leave what `accept` needs, and what the gates found."""
     plain = {**asdict(replace(draft, records=())), "shards": sorted(draft.shards)}
-    held = _Held(plain, [r.piece for r in draft.records], has_ids, single_writer, why)
+    held = _Held(plain, [r.piece for r in draft.records], has_ids, single_writer, why, findings)
     store.put(_key(draft.run_id), _HELD.dump_json(held, indent=1))
 
 
 def accept(path: str, run_id: str, storage_options: dict[str, Any]) -> Commit:
-    """Publish a held run of the table at `path`; nothing is encoded again.
+    """Publish a held run of the table at `path`; nothing is encoded again. The table format that its config named follows.
 
     The version that holds its pieces already, where there is one. ConfigError where the run is not held, Fenced where another
     version was committed since it began."""
     held = _read(open_checked(path, storage_options), path, run_id)
     store = open_checked(path, storage_options, single_writer=held.single_writer)
+    format_ = followed_by(held.draft["pins"])
+    find_format(format_)  # first, since a missing package is known before anything is published
+    commit = _publish(store, held, run_id)
+    follow(format_, store, storage_options, commit)
+    return commit
+
+
+def _publish(store: Store, held: _Held, run_id: str) -> Commit:
     current = head(store)
     if current and current.version > held.draft["base"]:
         if set(held.pieces) <= {r.piece for r in manifest_records(store, current)}:
@@ -60,6 +71,15 @@ def accept(path: str, run_id: str, storage_options: dict[str, Any]) -> Commit:
     records = [recorded[piece] for piece in held.pieces]
     draft = Draft(**{**held.draft, "records": records, "shards": frozenset(held.draft["shards"])})
     return publish(store, draft, count_duplicates=lambda final: count_duplicate_ids(store, final) if held.has_ids else 0)
+
+
+def read_findings(store: Store, run_id: str) -> dict[str, Any] | None:
+    """`why` and `findings` of a run that was held, be it accepted by now; None where it was not held."""
+    try:
+        held = _HELD.validate_json(store.get(_key(run_id)))
+    except (FileNotFoundError, ValidationError, ConfigError):
+        return None
+    return {"why": held.why, "findings": held.findings}
 
 
 def published_pieces(store: Store, newest: Commit | None, generation: str) -> set[str]:

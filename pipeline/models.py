@@ -65,7 +65,8 @@ def check_model(config: Config, name: str, task: Task) -> Model:
     windowing = replace(windowing, capacity=windowing.capacity + beside, style=head.windows)
     padded = importlib.import_module(f"operators.encoders.{config.runtime.backend}").why_padded(layout)
     notes += (f"tasks.{name}: {padded}",) if padded else ()
-    model = ModelRecipe(task.model, repository.revision or task.revision, _top_k(config, name, task, layout))
+    revision = repository.revision or task.revision
+    model = ModelRecipe(task.model, revision, _top_k(config, name, task, layout), repository.fingerprint)
     view = View(Tokenization(model.full, head.prompt, tokenizer.fingerprint), windowing, head.companion)
     return Model(repository, layout, head, model, view, beside, notes)
 

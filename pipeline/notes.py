@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.planning import Plan
+from pipeline.wording import printable
 
 
 def describe(plan: Plan) -> list[str]:
@@ -21,17 +22,21 @@ def notes(plan: Plan) -> list[str]:
     """What a run would do beyond encoding what is new, and what was left out."""
     found = [note for model in plan.models.values() for note in model.notes]
     if plan.listing.ignored:
-        found.append(f"{plan.listing.ignored} files were left out: hidden, starting with '_', or with an unknown suffix")
+        found.append(f"{plan.listing.ignored} files were left out: hidden, starting with '_', links, or with an unknown suffix")
     if plan.base and changes(plan):
+        rows = plan.base.totals["rows_in"]
+        again = f"all {rows} rows are encoded again" if plan.todos else "all is recorded and published without encoding"
+        found.append(f"another generation than version {plan.base.version} of the table: {again} ({'; '.join(changes(plan))})")
+    if plan.base and plan.base.restores is not None:
         found.append(
-            f"another generation than version {plan.base.version} of the table: all {plan.base.totals['rows_in']} rows are "
-            f"encoded again ({'; '.join(changes(plan))})"
+            f"version {plan.base.version} is a rollback to version {plan.base.restores}: this run publishes the "
+            "input as it is now, with all that later versions recorded"
         )
     gone = removed(plan)
     if gone:
         drop = changes(plan) or plan.config.output.removed == "drop"
         fate = "leave the table (older versions keep them)" if drop else "stay in the table"
-        found.append(f"{len(gone)} shards that left the input {fate}, for example {gone[0]}")
+        found.append(f"{len(gone)} shards that left the input {fate}, for example {printable(gone[0])}")
     return found
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from pipeline.errors import ConfigError
+from pipeline.plain_yaml import scalar
 
 
 def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:
@@ -15,10 +14,7 @@ def apply_override(raw: dict[str, Any], override: str) -> dict[str, Any]:
     keys = path.split(".")
     if not equals or not all(keys):
         raise ConfigError("an override is no key.path=value; write for example runtime.workers=2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    value = scalar(text)
     if isinstance(value, dict) and not text.lstrip().startswith("{"):
         value = text  # a text with a colon in it, such as a prompt
     raw = dict(raw)

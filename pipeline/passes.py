@@ -10,6 +10,8 @@ import importlib
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.attention.activation import count_pairs
-from operators.devices import set_threads
+from operators.devices import release_memory, set_threads
 from operators.encoding import Encode, Encoder, Lanes
 from operators.flops import flops
 from operators.inputs import Inputs
@@ -78,10 +80,11 @@ class Passes:
         frame = self._preparer.frame(share.view)
         return Encode(encoder, heads, frame, self._recipe.tokens_per_pack, _lanes(self._threads))
 
-    def __call__(self, documents: pa.Table, *, sample: int = 0) -> Results:
-        """Encode prepared documents; `sample` of them are compared with the reference."""
+    def __call__(self, documents: pa.Table, *, sample: int = 0, watch: AbstractContextManager[object] | None = None) -> Results:
+        """Encode prepared documents; `sample` of them are compared with the reference. `watch` is held while that lasts, and
+        not while the piece waits for its turn."""
         asked = time.perf_counter()
-        with self._one_at_a_time:
+        with self._one_at_a_time, watch or nullcontext():
             begun = time.perf_counter()
             idle = begun - self._idle_since if self._idle_since is not None else 0.0
             if self._threads:
@@ -96,8 +99,22 @@ class Passes:
                 statistics |= self._work(results.statistics.get("flops"), ended - begun)
             if self._parity:
                 statistics |= self._parity.compare(documents, results.values, results.failed, sample) if sample else {}
+            self._preparer.check_unchanged()
             self._idle_since = time.perf_counter()
         return Results(results.values, results.failed, {**results.statistics, **statistics})
+
+    def probe(self, documents: pa.Table) -> None:
+        """Encode a document without text beside what these prepared ones have: raises where a model fails on that too."""
+        for share, encode in self._passes:
+            encode.probe(self._preparer.inputs(documents, share.view))
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """A stretch of time in which nothing is encoded here, and the devices' memory is left to others."""
+        with self._one_at_a_time:
+            for encoder in self._encoders.values():
+                release_memory(encoder.device)
+            yield
 
     def _work(self, done: float | None, seconds: float) -> dict[str, float]:
         """Operations done and those that the device could have done meanwhile, by the speed of its matrix products."""

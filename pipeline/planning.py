@@ -22,15 +22,17 @@ from operators.devices import Device, choose
 from pipeline import sink
 from pipeline.backends import check_backend, choose_precision, device_of, find_exports
 from pipeline.config import Config
-from pipeline.errors import ConfigError, TidemillError
-from pipeline.ledger.pieces import Shard, Span, Todo
+from pipeline.errors import ConfigError, Incomplete, TidemillError
+from pipeline.following import LEDGER, check_format
+from pipeline.ledger.pieces import Shard, Span, Todo, in_order
 from pipeline.ledger.publish import Commit, Draft, commit_schema, encode_schema, head, manifest_records
 from pipeline.ledger.records import Record, find_work, read_records
 from pipeline.ledger.store import Store, open_store
 from pipeline.models import Model, check_model, head_columns, head_fields, share
 from pipeline.placement import Placement, Wish
 from pipeline.recipe import Recipe, TaskRecipe
-from pipeline.runtime import compiles, parity_sample, token_budget, tolerance
+from pipeline.remote import is_transient
+from pipeline.runtime import compiles, limits, parity_sample, token_budget, tolerance
 from pipeline.source.listing import Listing, list_shards
 from pipeline.source.planning import Pins, SourcePlan, plan_source
 from pipeline.source.reading import ReadRecipe
@@ -64,8 +66,12 @@ class Plan:
 
     @property
     def pins(self) -> dict[str, Any]:
-        """What `auto` resolved to, for the table's commit."""
-        return {"piece_bytes": self.source.piece_bytes, "precision": self.precision}
+        """What `auto` resolved to, which format follows, and the hub's commits of the models by task, for the table's commit."""
+        revisions = {name: m.repository.revision for name, m in self.models.items() if m.repository.revision}
+        # Left out where there are none, as in tables made before there was a choice.
+        format_ = {} if self.config.output.format == LEDGER else {"format": self.config.output.format}
+        pins = {"piece_bytes": self.source.piece_bytes, "precision": self.precision, **format_}
+        return {**pins, "revisions": revisions} if revisions else pins
 
     @property
     def weights_bytes(self) -> int:
@@ -99,6 +105,7 @@ def make_plan(config: Config) -> Plan:
     pins = Pins(base.pins.get("piece_bytes"), sink.kept_schema(commit_schema(base))) if base else Pins()
     source = plan_source(settings, listing, pins, _settled(base, records, config.input.limit), fields)
     schema = _schema(config, models, source)
+    check_format(config.output.format, store, config.output_options, schema)
     fingerprint = _fingerprint(config, models, precision, schema)
     if exports and exports.digests:  # calibration changes values
         fingerprint["exports"] = sorted(exports.digests.values())
@@ -108,9 +115,10 @@ def make_plan(config: Config) -> Plan:
         source = plan_source(settings, listing, pins, {}, fields)
     current = {r.piece: r for r in records} if base and base.generation == generation else {}
     known = {**current, **read_records(store, generation, set(current))}
-    todos = sorted(find_work(source.spans, known), key=lambda t: -t.span.weight)
+    run_id = uuid.uuid4().hex[:16]
+    todos = in_order(find_work(source.spans, known), run_id)
     recipe = Recipe(
-        run_id=uuid.uuid4().hex[:16],
+        run_id=run_id,
         generation=generation,
         store=store,
         schema=schema,
@@ -126,6 +134,7 @@ def make_plan(config: Config) -> Plan:
         parity_sample=parity_sample(config, precision),
         weight=sum(todo.span.weight for todo in todos),
         tolerance=tolerance(config, precision),
+        limits=limits(config),
     )
     return Plan(
         config, base, records, listing, source, models, device, precision, reasons, fingerprint, generation, known, todos, recipe
@@ -154,6 +163,10 @@ def table_head(config: Config) -> tuple[Store, Commit | None]:
     except TidemillError:
         raise
     except Exception as error:  # each store's library raises its own
+        if is_transient(error) and isinstance(error, OSError):  # there is a store, and it answered with a fault
+            raise Incomplete(
+                f"the store of {config.output.path} failed: {type(error).__name__}; run the same command again"
+            ) from error
         raise ConfigError(
             f"cannot read the store: {type(error).__name__}; check the path, the credentials in the environment and whether the "
             "extra for the protocol (s3, gcs, azure) is installed",

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 
 from operators.inputs import Companions, Ids, Inputs, Tokens, make_inputs, repeat_companions
 from operators.models.layout import Layout, read_layout
-from operators.models.repository import resolve
+from operators.models.repository import Repository, resolve
 from operators.packing import Frame
 from operators.schema import N_SEGMENTS, N_TOKENS, TEXT, TRUNCATED
 from operators.tokenization import Tokenizer
+from pipeline.errors import Incomplete
 from pipeline.recipe import ModelRecipe, Recipe, Tokenization, View
 
 SAME_TEXT = "__same_text"
@@ -34,19 +35,49 @@ class Preparer:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._layouts: dict[ModelRecipe, Layout] = {}
+        self._states: dict[ModelRecipe, tuple[Repository, tuple[object, ...]]] = {}
         self._lock = Lock()  # one thread may prepare while another loads models
 
     def layout(self, model: ModelRecipe) -> Layout:
-        """The layout of a model's files, which are looked for once: they may lie in an object store."""
+        """The layout of a model's files, which are looked for once: they may lie in an object store.
+
+        Incomplete where they are not those that the run was planned with."""
         with self._lock:
             if model.full not in self._layouts:
-                self._layouts[model.full] = read_layout(resolve(model.source, model.revision).path)
+                try:
+                    repository = resolve(model.source, model.revision)
+                    state = repository.state  # taken first: what changes while they are hashed or read shows in it
+                    changed = repository.fingerprint != model.fingerprint
+                    layout = read_layout(repository.path)
+                except (ValueError, OSError) as error:
+                    raise _changed(model, f"cannot be read here ({error})") from error
+                if changed:
+                    raise _changed(model, "is not what the run was planned with")
+                self._states[model.full] = (repository, state)
+                self._layouts[model.full] = layout
             return self._layouts[model.full]
+
+    def check_unchanged(self) -> None:
+        """Incomplete where a model's files were touched since they were read. Weights on a CPU are mapped from their file, so
+        bytes that are written into it would become weights."""
+        with self._lock:
+            states = list(self._states.items())
+        for model, (repository, state) in states:
+            try:
+                same = repository.state == state
+            except (ValueError, OSError):
+                same = False
+            if not same:
+                raise _changed(model, "was changed during the run")
 
     @cached_property
     def tokenizers(self) -> dict[Tokenization, Tokenizer]:
         """One for each tokenization."""
-        return {t: self.tokenizer(t.model, t.prompt) for t in self._recipe.tokenizations}
+        made = {t: self.tokenizer(t.model, t.prompt) for t in self._recipe.tokenizations}
+        for tokenization, tokenizer in made.items():
+            if tokenizer.fingerprint != tokenization.fingerprint:
+                raise _changed(tokenization.model, "has another tokenizer than the run was planned with")
+        return made
 
     def tokenizer(self, model: ModelRecipe, prompt: str) -> Tokenizer:
         """A model's own tokenizer."""
@@ -130,6 +161,13 @@ class Preparer:
         assert view.companion
         tokens = self.tokenizers[view.tokenization].tokenize(pa.array(view.companion.texts, pa.large_string()))
         return np.split(tokens.ids, tokens.bounds[1:-1])
+
+
+def _changed(model: ModelRecipe, what: str) -> Incomplete:
+    return Incomplete(
+        f"model {model.source} {what}; nothing is recorded with it. Have the same files on all machines, leave them as they are "
+        "while a run works, and run the same command again"
+    )
 
 
 def count_column(view: int, name: str) -> str:

@@ -14,8 +14,10 @@ from operators.exports import Exports
 from operators.inputs import Companion
 from operators.models.layout import Layout
 from operators.segmentation import Windowing
-from pipeline.errors import ConfigError
-from pipeline.ledger.store import Store
+from pipeline.errors import ConfigError, Incomplete, TidemillError
+from pipeline.ledger.store import Exists, Store
+from pipeline.limits import Limits
+from pipeline.remote import is_transient, plain
 from pipeline.source.reading import ReadRecipe
 
 
@@ -27,6 +29,8 @@ class ModelRecipe:
     revision: str | None
     top_k: int | None = None
     """Keys that a query attends to, as `operators.attention.topk`; None for full attention."""
+    fingerprint: str = ""
+    """`operators.models.repository.Repository.fingerprint` at planning: what a worker finds must be the same."""
 
     @property
     def full(self) -> ModelRecipe:
@@ -112,6 +116,7 @@ class Recipe:
     weight: int
     """Of all spans with work left: bytes of text."""
     tolerance: Tolerance
+    limits: Limits
 
     @property
     def wants_text(self) -> bool:
@@ -159,13 +164,27 @@ class Recipe:
         return f"_runs/{self.run_id}/stop"
 
     def announce(self) -> None:
-        """Leave a first object of the run in the store; ConfigError where it cannot be written, before anything is encoded."""
+        """Leave a first object of the run in the store. ConfigError where it cannot be written, or where the store lets a
+        create-only write replace it: two runs at once would lose rows there. Both before anything is encoded."""
+        key, content = f"_runs/{self.run_id}/started.json", json.dumps({"generation": self.generation}).encode()
         try:
-            self.store.put(f"_runs/{self.run_id}/started.json", json.dumps({"generation": self.generation}).encode())
+            self.store.put(key, content)
+            self.store.create(key, content)
+        except Exists:
+            return
+        except TidemillError:
+            raise
         except Exception as error:  # each store's library raises its own
+            if is_transient(error):
+                raise Incomplete(f"the store failed: {plain(error)}; run the same command again") from error
             raise ConfigError(
-                f"cannot write there: {type(error).__name__}; check the path and the credentials", field="output.path"
+                f"cannot write there: {plain(error)}; check the path and the credentials", field="output.path"
             ) from error
+        raise ConfigError(
+            "the store ignores the condition of create-only writes, so two runs at once could lose rows (`tidemill doctor CONFIG`"
+            " looks closer). Write elsewhere, or set output.single_writer: true and never run two jobs on this table at once",
+            field="output.path",
+        )
 
     def ask_to_stop(self) -> None:
         """Leave a mark in the store that workers on every machine see before their next piece."""

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from operators.devices import Device, default_token_budget, resolve_compile
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.ledger.pieces import Todo
+from pipeline.limits import Limits
 from pipeline.recipe import Tolerance
 
 _GUARD_SAMPLE = 32
 """Documents that are compared with the reference where `precision: auto` may lose something."""
+
+
+_PATIENCE_SECONDS = 1800.0
+"""Without a settled piece, at least; models are loaded and machines started in it."""
+_SLOWEST_CPU, _SLOWEST_DEVICE = 2**10, 2**16
+"""Bytes of text that a worker encodes in a second, at the very least."""
+
+
+def patience(config: Config, device: str, todos: Iterable[Todo]) -> float | None:
+    """Seconds without a settled piece after which a run is stuck; None: it never is."""
+    asked = config.runtime.stuck_after
+    if asked == "never":
+        return None
+    if asked != "auto":
+        return float(asked)
+    sizes = (t.span.weight if t.span.rows is not None else min(t.span.weight, 2 * t.span.piece_bytes) for t in todos)
+    return max(_PATIENCE_SECONDS, max(sizes, default=0) / (_SLOWEST_CPU if device == "cpu" else _SLOWEST_DEVICE))
 
 
 def token_budget(config: Config, device: Device) -> int:
@@ -39,6 +60,12 @@ def tolerance(config: Config, precision: str) -> Tolerance:
     if runtime.precision_similarity != "auto" and _guarded(config, precision):
         similarity = max(similarity, runtime.precision_similarity)
     return Tolerance(similarity, runtime.parity_apart)
+
+
+def limits(config: Config) -> Limits:
+    """What a piece may take before it is called a loop or a runaway."""
+    seconds, memory = config.runtime.piece_timeout, config.runtime.worker_memory
+    return Limits(None if seconds == "auto" else seconds, None if memory == "auto" else int(memory))
 
 
 def _guarded(config: Config, precision: str) -> bool:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, mo
 
 import operators.encoders
 import operators.heads
+import pipeline.formats
 from pipeline.kinds import check_module, head_config, modules
 from pipeline.urls import Options, Url, check_url
 
@@ -119,12 +120,36 @@ class Output(Section):
     """Where the committed table lives."""
 
     path: Url
-    format: Literal["parquet"] = "parquet"
+    format: str = "parquet"
+    """A module of `pipeline.formats`."""
     removed: Literal["keep", "drop"] = "keep"
     single_writer: bool = False
     """Stand in for create-only writes on a store that has none, by promising that no other run writes."""
     storage_options: Options | None = None
     """As `input.storage_options`, which it defaults to where both are on the same protocol."""
+
+    @field_validator("format")
+    @classmethod
+    def _format(cls, value: str) -> str:
+        check_module(pipeline.formats, value)
+        return value
+
+
+class Quality(Section):
+    """What the run added is compared with what the last versions added."""
+
+    drift: Literal["off", "warn", "hold"] = "warn"
+    """hold: a run whose statistics drifted is not published (exit 4) until it is accepted."""
+    psi: Annotated[float, Field(gt=0)] = 0.2
+    """The population stability index that is a drift, where the documents are enough to tell it from chance."""
+    versions: Annotated[int, Field(gt=0)] = 7
+    min_documents: Annotated[int, Field(gt=0)] = 200
+    """With fewer on either side there is no verdict."""
+
+    @field_validator("drift", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # what YAML makes of off
 
 
 class Runtime(Section):
@@ -148,7 +173,15 @@ class Runtime(Section):
     stages: Literal["auto", "fused", "split"] = "auto"
     """auto: fused into the encoder's actor on CPUs, CPU stages of their own on GPUs and NPUs."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """Restarts of one encoder actor before the run gives up (exit 3)."""
+    """Restarts of one encoder actor before the run gives up (exit 3), besides those that poison rows cost."""
+    piece_timeout: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """Seconds for reading, for preparing and for encoding a piece, each, before it is called a loop."""
+    worker_memory: Literal["auto"] | Size = "auto"
+    """Resident memory of one worker before it is called a runaway; auto: nine tenths of the machine's."""
+    max_quarantine: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the input's rows that may be in quarantine; with more, or with all of them, nothing is published (exit 3)."""
+    stuck_after: Literal["auto", "never"] | Annotated[float, Field(gt=0)] = "auto"
+    """Seconds without a settled piece after which the run is given up (exit 3). auto: by the largest piece, 1800 at least."""
     parity_sample: Annotated[int, Field(ge=0)] = 0
     """Documents that are encoded again by the reference; a run that is apart from it is held (exit 4)."""
     parity_similarity: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"

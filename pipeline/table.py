@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import pyarrow as pa
@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, TidemillError
 from pipeline.ledger.publish import Commit, commit_schema, head, manifest_records, read_commit
 from pipeline.ledger.records import Record
 from pipeline.ledger.store import FsspecStore, Store, open_store
+from pipeline.remote import RemoteFile
 from pipeline.urls import check_url
 
 _READERS = 16
@@ -71,6 +72,11 @@ def open_output(
     `version` opens an older version. ConfigError where nothing was committed. It never sees a run that is not published.
     """
     store, commit = open_table(path, storage_options, version)
+    return dataset(store, commit, quarantined=quarantined)
+
+
+def dataset(store: Store, commit: Commit, *, quarantined: bool = False) -> ds.Dataset:
+    """The rows of one version, or those set aside."""
     schema = quarantine.SCHEMA if quarantined else commit_schema(commit)
     return _dataset(store, committed_files(store, commit, of_quarantine=quarantined), schema)
 
@@ -78,13 +84,13 @@ def open_output(
 def count_duplicate_ids(store: Store, records: list[Record]) -> int:
     """Rows of the table whose id another row has already: rows - distinct ids. Reads the id column of every data file."""
 
-    def ids(key: str) -> pa.ChunkedArray[Any]:
+    def ids(record: Record) -> pa.ChunkedArray[Any]:
         # Read in this thread alone: Arrow's own threads may still hold a Python file while the interpreter goes down.
-        with _file_system(store).open(_path(store, key)) as file:
+        with open_data(store, record) as file:
             return pq.ParquetFile(file, pre_buffer=False).read(columns=[ID], use_threads=False)[ID]
 
     with ThreadPoolExecutor(_READERS) as pool:
-        columns = list(pool.map(ids, [r.file for r in records if r.file]))
+        columns = list(pool.map(ids, [r for r in records if r.file]))
     if not columns:
         return 0
     every = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
@@ -96,6 +102,14 @@ def _dataset(store: Store, keys: list[str], schema: pa.Schema) -> ds.Dataset:
         return ds.dataset(schema.empty_table())
     native = PyFileSystem(FSSpecHandler(store.fs)) if isinstance(store, FsspecStore) else LocalFileSystem()
     return ds.dataset([_path(store, key) for key in keys], filesystem=native, schema=schema, format="parquet")
+
+
+def open_data(store: Store, record: Record) -> BinaryIO:
+    """The data file of a piece, open for reading; the caller closes it."""
+    path = _path(store, record.file or "")
+    if isinstance(store, FsspecStore):
+        return cast(BinaryIO, RemoteFile(store.fs, path, record.bytes))
+    return open(path, "rb")
 
 
 def _file_system(store: Store) -> fsspec.AbstractFileSystem:

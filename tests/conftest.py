@@ -1,15 +1,22 @@
-"""Fixtures for all tests: a real S3 server, and buckets in it."""
+"""Fixtures for all tests: servers of S3, Google Cloud Storage and Azure Blob Storage, and new places in them."""
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+
+from tests.emulators.servers import Emulator, azure, google, why_no_azure
+
+# Else gcsfs asks by gRPC, for a minute, what kind a bucket is; the emulator does not know.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 @dataclass(frozen=True)
@@ -53,3 +60,42 @@ def s3_server() -> Iterator[S3]:
 def s3_url(s3_server: S3) -> Callable[[], str]:
     """Makes `s3://<new bucket>/table`."""
     return lambda: f"s3://{s3_server.make_bucket()}/table"
+
+
+@pytest.fixture(scope="session")
+def gs_server() -> Iterator[Emulator]:
+    """Google Cloud Storage, as an emulator; the environment leads there."""
+    with google() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def az_server() -> Iterator[Emulator]:
+    """Azure Blob Storage, as an emulator; the environment leads there."""
+    why = why_no_azure()
+    if why:
+        pytest.skip(why)
+    with azure() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a table can be made."""
+
+    url: str
+    storage_options: dict[str, Any]
+
+
+@pytest.fixture(params=["local", "s3", "gs", "az"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A new place in each kind of store."""
+    if request.param == "local":
+        return Place(str(tmp_path / "table"), {})
+    server = request.getfixturevalue(f"{request.param}_server")
+    url = f"s3://{server.make_bucket()}/table" if request.param == "s3" else server.new_url()
+    return Place(url, server.storage_options)

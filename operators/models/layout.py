@@ -31,7 +31,7 @@ _OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")
 """Families whose position ids start behind the padding id (in MPNet's code always 1): it costs them padding_idx + 1 positions."""
 
 _POOLING_BOOLEANS = {
-    "pooling_mode_cls_token": "cls",
+    "pooling_mode_cls_token": "cls",  # no password  # nosec B105
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
@@ -269,5 +269,5 @@ def _max_positions(config: dict[str, Any], model_type: str, file: Path) -> int |
     positions = entry(config, "max_position_embeddings", int, file)
     if positions is None or positions < 1:
         return None
-    padding = 1 if model_type == "mpnet" else entry({"pad_token_id": 1, **config}, "pad_token_id", int, file) or 0
+    padding = 1 if model_type == "mpnet" else entry({"pad_token_id": 1, **config}, "pad_token_id", int, file) or 0  # nosec B105
     return positions - (padding + 1 if model_type in _OFFSET_POSITIONS else 0)

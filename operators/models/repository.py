@@ -23,7 +23,7 @@ from filelock import FileLock
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from operators.models.files import read_json
+from operators.models.files import entry, read_json
 from operators.models.layout import read_layout
 
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -32,6 +32,7 @@ _FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 _NOT_VALUES = ("data_config.json", "generation_config.json", "trainer_state.json")
 """Files that change no vector."""
 
+_WEIGHTS = re.compile(r"model[\w.-]*\.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -56,6 +57,17 @@ class Repository:
         return _fingerprint(self.path, (f for f in files if f.name not in _NOT_VALUES))
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 over both: all of the model that changes values."""
+        return _hash(self.weights_fingerprint, self.tokenizer_fingerprint)
+
+    @property
+    def state(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and modification time (ns) of every file of the model: what can be compared without reading them."""
+        files = {f for folder in read_layout(self.path).directories for pattern in _FILES for f in folder.glob(pattern)}
+        return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files))
+
+    @property
     def weights_bytes(self) -> int:
         """Bytes of all weights on disk."""
         return sum(f.stat().st_size for f in _weights(self.path))
@@ -73,7 +85,9 @@ def resolve(model: str, revision: str | None = None) -> Repository:
         repository = Repository(Path(model).expanduser().absolute(), model, None)
     else:
         path = _from_hub(model, revision)
-        repository = Repository(path, model, path.name if _COMMIT.fullmatch(path.name) else None)
+        if not _COMMIT.fullmatch(path.name):
+            raise ValueError(f"{model!r}: its revision leads to {path.name!r}, which is no commit of the hub; fetch it again")
+        repository = Repository(path, model, path.name)
         revision = None
     if revision is not None:
         raise ValueError(f"revision {revision!r} is only for models on the hub; {model!r} is none, so leave it out")
@@ -82,16 +96,19 @@ def resolve(model: str, revision: str | None = None) -> Repository:
 
 
 def _check(repository: Repository) -> None:
-    """ValueError where the model wants remote code or carries no safetensors."""
+    """ValueError where the model wants remote code, carries no safetensors, or names files that are not among those hashed."""
     layout = read_layout(repository.path)
     for folder in layout.directories:
         for file in folder.glob("*config*.json"):
-            config = read_json(file)
-            if isinstance(config, dict) and (config.get("auto_map") or config.get("trust_remote_code")):
-                raise ValueError(
-                    f"{repository.source}: {file.name} asks for code of its own, which is never run; choose another model"
-                )
+            _check_config(repository.source, file, read_json(file))
     for folder in layout.weights_dirs:
+        index = read_json(folder / "model.safetensors.index.json", dict)
+        parts = (entry(index, "weight_map", dict, folder / "model.safetensors.index.json") or {}).values() if index else ()
+        for part in parts:
+            if not _WEIGHTS.fullmatch(str(part)):
+                raise ValueError(
+                    f"{repository.source}: its index of weights names {part!r}; only model*.safetensors beside it is read"
+                )
         for file in folder.glob("model*.safetensors"):
             try:
                 with safe_open(file, framework="np"):  # reads the header alone
@@ -103,6 +120,23 @@ def _check(repository: Repository) -> None:
                 f"{repository.source}: no model.safetensors in {folder}; pickled weights (.bin, .pt) are refused, since loading "
                 "one can run code: convert them, or choose a revision that has safetensors"
             )
+
+
+def _check_config(source: str, file: Path, config: object) -> None:
+    """ValueError where a config, or one nested in it, asks for what transformers would run or read from elsewhere."""
+    if isinstance(config, list):
+        for item in config:
+            _check_config(source, file, item)
+    if not isinstance(config, dict):
+        return
+    # Attention may be a repository of kernels, which are code too.
+    kernels = any("/" in str(config.get(key) or "") for key in ("attn_implementation", "_attn_implementation"))
+    if config.get("auto_map") or config.get("trust_remote_code") or kernels:
+        raise ValueError(f"{source}: {file.name} asks for code of its own, which is never run; choose another model")
+    if config.get("transformers_weights") or file.name == "adapter_config.json":
+        raise ValueError(f"{source}: {file.name} takes weights from files of its own choice; merge them into model.safetensors")
+    for value in config.values():
+        _check_config(source, file, value)
 
 
 def _in_package(name: str) -> Path:

@@ -30,6 +30,13 @@ def placement(kind: str, wish: Wish) -> Placement:
 def execute(recipe: Recipe, placement: Placement, todos: list[Todo], stop: Stop) -> Iterator[Outcome]:
     """Yield an outcome for each piece of `todos`, in their order. While one is encoded, the next is read and the last written."""
     stages = Stages(recipe, threads=placement.threads)
+    try:
+        yield from _run(stages, todos, stop)
+    finally:
+        stages.close()
+
+
+def _run(stages: Stages, todos: list[Todo], stop: Stop) -> Iterator[Outcome]:
     prepared = _Ahead(stages.prepare(item) for todo in todos for item in stages.read(todo))
     with prepared, ThreadPoolExecutor(1, "write") as writer:
         with stop.interruptible():
@@ -90,6 +97,11 @@ class _Ahead:
                 continue
             return True
         return False
+
+
+def workers() -> list[int]:
+    """No processes but this one."""
+    return []
 
 
 def shutdown() -> None:

@@ -2,7 +2,8 @@
 
 A ticket is a one-row block and a piece on its way is a one-row block (pipeline.batch), so Ray's block shaping can neither
 merge nor cut pieces. On CPUs one actor reads, prepares, encodes and writes; on accelerators reading and writing are tasks
-of their own. Restarts are bounded: an actor that dies costs a restart and its pieces are done again.
+of their own. Restarts are bounded: an actor that dies costs a restart and its pieces are done again, with care where they
+were begun before (`pipeline.stages`).
 """
 
 from __future__ import annotations
@@ -17,21 +18,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.batch import from_todo_block, todo_block
+from pipeline.clusters import refuse_open_cluster, refuse_open_nodes, refuse_unpickling
 from pipeline.engines import GRACE_SECONDS
-from pipeline.errors import ConfigError, Incomplete, Terminated, TidemillError
+from pipeline.errors import ConfigError, Incomplete, TidemillError
 from pipeline.ledger.pieces import Todo
 from pipeline.placement import Placement, Resources, Wish, place
 from pipeline.recipe import Recipe
 from pipeline.stages import Outcome, Stages, from_block, to_block
 from pipeline.stopping import Stop
+from pipeline.wording import printable, without_secrets
 
 _OBJECT_STORE_BYTES = 512 * 2**20
+_FOR_POISON = 16
+"""Deaths of one actor that poison rows may cost: two for the first, and hardly more than one for each further one."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _RAY_DEVICE = {"cpu": "CPU", "cuda": "GPU", "npu": "NPU"}
 
@@ -40,7 +46,8 @@ class FusedWorker:
     """Reads, prepares, encodes and writes; two pieces at once, so that the encoder does not wait for files."""
 
     def __init__(self, recipe: Recipe, threads: int) -> None:
-        self._stages = Stages(recipe, threads=threads)
+        refuse_unpickling()
+        self._stages = Stages(recipe, threads=threads, restarted=_restarted())
         # The first pieces are read meanwhile; what goes wrong here is raised by the first call.
         self._loaded = ThreadPoolExecutor(1, "load").submit(self._stages.load)
 
@@ -56,12 +63,17 @@ class EncodeWorker:
     """Encodes prepared pieces; reading and writing happen in other processes."""
 
     def __init__(self, recipe: Recipe, threads: int) -> None:
-        self._stages = Stages(recipe, threads=threads)
+        self._stages = Stages(recipe, threads=threads, restarted=_restarted())
         self._stages.load()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for item in from_block(block):
-            yield to_block(self._stages.encode(item))
+            yield to_block(self._stages.encode(self._stages.begin(item)))
+
+
+def _restarted() -> bool:
+    """Whether this actor takes the place of one that died."""
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 _joined_here = threading.Event()
@@ -71,6 +83,7 @@ _stages_of_this_process: dict[str, Stages] = {}
 def _stages(recipe: Recipe) -> Stages:
     """Tokenizers are built once in each process, not once for each task."""
     if recipe.run_id not in _stages_of_this_process:
+        refuse_unpickling()
         _stages_of_this_process.clear()
         _stages_of_this_process[recipe.run_id] = Stages(recipe, threads=1)
     return _stages_of_this_process[recipe.run_id]
@@ -93,6 +106,7 @@ def write(block: pa.Table, recipe: Recipe) -> Iterator[pa.Table]:
 
 def start() -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local one for this process alone."""
+    refuse_unpickling()
     if ray.is_initialized():
         return
     # torch's CPU packs are megabytes each; without these thresholds glibc maps and unmaps every one of them.
@@ -106,10 +120,17 @@ def start() -> None:
             raise ConfigError(
                 "it is a job server's; submit the job to it with `tidemill submit`, or unset it", field="RAY_ADDRESS"
             )
+        refuse_open_cluster(address, "RAY_ADDRESS")
         try:
             ray.init(**quiet)
         except (ConnectionError, RuntimeError) as error:
             raise TidemillError(f"cannot join the Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+        try:
+            nodes = ray.nodes()  # type: ignore[no-untyped-call]
+            refuse_open_nodes([n["NodeManagerAddress"] for n in nodes if n["Alive"]], "RAY_ADDRESS")
+        except ConfigError:
+            ray.shutdown()
+            raise
     else:
         # Ray's core reports at error level that Ray Data's actors have arguments, which is harmless, each time.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -160,13 +181,22 @@ def execute(recipe: Recipe, placed: Placement, todos: list[Todo], stop: Stop) ->
             break
         if isinstance(block, BaseException):
             # Ray's exceptions carry whole remote tracebacks; their first line says what died.
-            reason = _COLOURS.sub("", str(block).strip().splitlines()[0])
+            reason = printable(without_secrets(_COLOURS.sub("", str(block).strip().splitlines()[0])))
             raise Incomplete(f"the engine stopped: {reason}; run the same command again to go on") from block
         for item in from_block(block):
             assert isinstance(item, Outcome)
             yield item
-    if stop.is_set():
-        raise Terminated("terminated; what was recorded stays, and the same command goes on from there")
+    stop.check()
+
+
+def workers() -> list[int]:
+    """Ray's processes on this machine that are at work; on a cluster that is shared, also those of others."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        title, uids = " ".join(process.info["cmdline"] or []), process.info["uids"]
+        if title.startswith("ray::") and not title.startswith("ray::IDLE") and uids and uids.real == os.getuid():
+            found.append(process.pid)
+    return found
 
 
 def shutdown() -> None:
@@ -183,6 +213,7 @@ def _configure() -> None:
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
     context.max_consecutive_actor_init_deaths = 2
+    context.execution_no_progress_timeout_s = -1  # pipeline.stuck knows how long a piece may take
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
@@ -194,8 +225,14 @@ def _flow(tickets: Dataset, recipe: Recipe, placed: Placement) -> Dataset:
     read_stage: Any = read_and_prepare
     write_stage: Any = write
     task: dict[str, Any] = {"fn_args": (recipe,), "batch_size": None, "batch_format": "pyarrow", "num_cpus": placed.cpus_per_task}
+    task["max_retries"] = _deaths(recipe)
     prepared = tickets.map_batches(read_stage, **task)
     return _encoders(prepared, EncodeWorker, recipe, placed).map_batches(write_stage, **task)
+
+
+def _deaths(recipe: Recipe) -> int:
+    """Times that one worker may die. Without restarts there are none for poison either."""
+    return recipe.max_restarts + _FOR_POISON if recipe.max_restarts else 0
 
 
 def _encoders(dataset: Dataset, worker: Callable[..., Any], recipe: Recipe, placed: Placement) -> Dataset:
@@ -211,8 +248,8 @@ def _encoders(dataset: Dataset, worker: Callable[..., Any], recipe: Recipe, plac
             enable_true_multi_threading=True,
             max_tasks_in_flight_per_actor=3,
         ),
-        max_restarts=recipe.max_restarts,
-        max_task_retries=recipe.max_restarts,
+        max_restarts=_deaths(recipe),
+        max_task_retries=_deaths(recipe),
         **placed.ray_options,
     )
     return encoded

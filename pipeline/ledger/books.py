@@ -119,4 +119,4 @@ def _unreadable(record: Record) -> bool:
 
 
 def _where(span: Span) -> str:
-    return f"{span.shard.key} [{span.start}, {'end' if span.stop is None else span.stop})"
+    return f"{span.shard.label} [{span.start}, {'end' if span.stop is None else span.stop})"

@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.ledger.store import Entry, FileStore, FsspecStore, Store
+from pipeline.remote import retried
 
 FOLDERS = ("data", "quarantine", "_records", "_manifests", "_commits", "_runs", "_attempts", "_probe", "_vacuum")
 """The ledger's own. Whatever else lies at the table's path belongs to others."""
@@ -34,7 +36,7 @@ def discard(store: Store, entries: Sequence[Entry]) -> None:
         for entry in entries:
             bucket, _, path = f"{store.root}/{entry.key}".partition("/")
             with suppress(FileNotFoundError):
-                store.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=path, UploadId=entry.upload)
+                retried(partial(store.fs.call_s3, "abort_multipart_upload", Bucket=bucket, Key=path, UploadId=entry.upload))
     else:
         store.delete_many([entry.key for entry in entries])
 
@@ -53,7 +55,7 @@ def _uploads(store: FsspecStore) -> Iterator[Entry]:
     below = f"{folder}/" if folder else ""
     page: dict[str, Any] = {}
     while True:
-        found = store.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=below, **page)
+        found = retried(partial(store.fs.call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=below, **page))
         for upload in found.get("Uploads", []):
             yield Entry(upload["Key"].removeprefix(below), 0, upload["Initiated"].timestamp(), upload["UploadId"])
         if not found.get("IsTruncated"):

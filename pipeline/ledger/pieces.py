@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from pipeline.wording import printable
 
 MAX_ROWS = 20_000
 """Rows in one piece, at most."""
@@ -27,6 +30,11 @@ class Shard:
     """ETag, or size and modification time."""
     size: int
     """Bytes as stored."""
+
+    @property
+    def label(self) -> str:
+        """The key as messages have it: whoever can write the input names shards."""
+        return printable(self.key)
 
 
 @dataclass(frozen=True)
@@ -58,3 +66,15 @@ class Todo:
 
     span: Span
     done: frozenset[int] = frozenset()
+
+
+def in_order(todos: Iterable[Todo], run_id: str) -> list[Todo]:
+    """The order of a run's work: the biggest first, in powers of two; those of one size in an order of the run's own.
+
+    Two runs at once that went the same way would encode every piece twice; so each finds what the other has recorded.
+    """
+
+    def place(todo: Todo) -> tuple[int, str]:
+        return -todo.span.weight.bit_length(), hashlib.sha256(f"{run_id} {todo.span.piece_id(0)}".encode()).hexdigest()
+
+    return sorted(todos, key=place)

@@ -47,7 +47,7 @@ class Commit:
     fingerprint: dict[str, Any]
     """What the generation is the hash of."""
     pins: dict[str, Any]
-    """What `auto` resolved to when the generation began: piece_bytes, precision."""
+    """What `auto` resolved to when the generation began (piece_bytes, precision), and the hub's commits of its models."""
     schema: str
     """Arrow schema of the data files (`encode_schema`)."""
     manifest: str
@@ -57,11 +57,15 @@ class Commit:
     duplicate_ids: int
     created_at: str
     """Informational; nothing is decided by a clock."""
+    restores: int | None = None
+    """The older version whose manifest this is, where a rollback made it."""
 
 
 _COMMIT = TypeAdapter(Commit)
 COMMIT_KEY = re.compile(r"_commits/([0-9]{8,})\.json")
 """What `commit_key` gives; other files in that folder, such as a copy somebody made, are no versions."""
+_MANIFEST_KEY = re.compile(r"_manifests/[^/\\]+\.parquet")
+"""Whoever can write a commit must not choose what is read."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,12 @@ def read_commit(store: Store, version: int) -> Commit:
     """One version; FileNotFoundError where it does not exist."""
     key = commit_key(version)
     try:
-        return _COMMIT.validate_json(store.get(key))
+        commit = _COMMIT.validate_json(store.get(key))
     except ValidationError as error:
         raise TidemillError(f"{key} is not a commit: {error.error_count()} fields are wrong; restore it from a backup") from None
+    if not _MANIFEST_KEY.fullmatch(commit.manifest) or "/" in commit.generation:
+        raise TidemillError(f"{key} is not a commit: it leads out of the table; restore it from a backup")
+    return commit
 
 
 def encode_commit(commit: Commit) -> bytes:
@@ -174,7 +181,7 @@ def publish(
         commit = _compose(store, draft, records, current, commit_id, count_duplicates(records))
         if commit_once(store, commit, records):
             return commit
-        pause(random.uniform(0.05, 0.5))
+        pause(random.uniform(0.05, 0.5))  # only spreads attempts  # nosec B311
     raise TidemillError(f"{ATTEMPTS} times another run's commit came first; run the same command again, nothing is lost")
 
 
@@ -217,6 +224,11 @@ def commit_once(store: Store, commit: Commit, records: Sequence[Record]) -> bool
     sink = pa.BufferOutputStream()
     pq.write_table(to_table(records), sink, compression="zstd")
     store.put(commit.manifest, sink.getvalue().to_pybytes())
+    return write_commit(store, commit)
+
+
+def write_commit(store: Store, commit: Commit) -> bool:
+    """The switch itself, once the manifest is there. False as in `commit_once`."""
     try:
         store.create(commit_key(commit.version), encode_commit(commit))
     except (Exists, Unknown):

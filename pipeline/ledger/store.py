@@ -25,6 +25,8 @@ from typing import Any, Protocol
 import fsspec
 
 from pipeline.errors import ConfigError
+from pipeline.ledger.folders import make_folder, sync_folder, unless_missing
+from pipeline.remote import bounded, retried
 
 CREATE_ONLY = frozenset({"s3", "gs", "gcs", "az", "abfs"})
 """Object stores whose fsspec library really makes `mode="create"` a condition that the server checks."""
@@ -37,7 +39,7 @@ class Exists(Exception):
     """`create` lost: the key is there already. It may be our own, where a library repeated a request that had worked."""
 
 
-class Unknown(OSError):
+class Unknown(TimeoutError):
     """`create` ended without an answer (timeout, 5xx): the object is there or not, or comes yet. Read before writing again."""
 
 
@@ -117,7 +119,7 @@ class FileStore:
     def put(self, key: str, data: bytes) -> None:
         temporary, path = self._write_temporary(key, data)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
     def create(self, key: str, data: bytes) -> None:
         if self.single_writer:
@@ -139,7 +141,7 @@ class FileStore:
             raise Unknown(error.errno, f"cannot tell whether {key} was created: {error.strerror}") from error
         finally:
             temporary.unlink()
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
     def get(self, key: str) -> bytes:
         return Path(self.url(key)).read_bytes()
@@ -151,7 +153,8 @@ class FileStore:
         return _find_many(self, keys)
 
     def list(self, prefix: str) -> list[str]:
-        found = (os.path.join(folder, name) for folder, _, names in os.walk(self.url(prefix)) for name in names if name[0] != ".")
+        walk = os.walk(self.url(prefix), onerror=unless_missing)
+        found = (os.path.join(folder, name) for folder, _, names in walk for name in names if name[0] != ".")
         return sorted(os.path.relpath(path, self.root).replace(os.sep, "/") for path in found)
 
     def entries(self, prefix: str) -> Sequence[Entry]:
@@ -177,12 +180,16 @@ class FileStore:
     def _write_temporary(self, key: str, data: bytes) -> tuple[Path, Path]:
         """A synced file beside the final path, under a name that `list` does not show."""
         path = Path(self.url(key))
-        _make_folder(path.parent)
+        make_folder(path.parent)
         temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # on a full disk, what is there of it would keep it full
+            temporary.unlink(missing_ok=True)
+            raise
         return temporary, path
 
 
@@ -198,15 +205,15 @@ class FsspecStore:
     single_writer: bool = False
 
     def put(self, key: str, data: bytes) -> None:
-        self.fs.pipe_file(self._path(key), data)
+        retried(lambda: self.fs.pipe_file(self._path(key), data, **bounded(self.fs, len(data))))
 
     def create(self, key: str, data: bytes) -> None:
         if self.single_writer:
-            if self.fs.exists(self._path(key)):
+            if retried(lambda: self.fs.exists(self._path(key), **bounded(self.fs))):
                 raise Exists(key)
             return self.put(key, data)
         try:
-            self.fs.pipe_file(self._path(key), data, mode="create")
+            self.fs.pipe_file(self._path(key), data, mode="create", **bounded(self.fs, len(data)))
         except FileExistsError:
             raise Exists(key) from None
         except Exception as error:  # each library has errors of its own, and none of them says that nothing was written
@@ -215,7 +222,7 @@ class FsspecStore:
             raise Unknown(f"cannot tell whether {key} was created: {type(error).__name__}: {error}") from error
 
     def get(self, key: str) -> bytes:
-        data: bytes = self.fs.cat_file(self._path(key))
+        data: bytes = retried(lambda: self.fs.cat_file(self._path(key), **bounded(self.fs)))
         return data
 
     def get_many(self, keys: Sequence[str]) -> list[bytes]:
@@ -225,15 +232,16 @@ class FsspecStore:
         return _find_many(self, keys)
 
     def list(self, prefix: str) -> list[str]:
-        return sorted(path.removeprefix(f"{self.root}/") for path in self.fs.find(self._path(prefix.rstrip("/"))))
+        found = retried(lambda: self.fs.find(self._path(prefix.rstrip("/"))))
+        return sorted(path.removeprefix(f"{self.root}/") for path in found)
 
     def entries(self, prefix: str) -> Sequence[Entry]:
-        found = self.fs.find(self._path(prefix.rstrip("/")), detail=True)
+        found = retried(lambda: self.fs.find(self._path(prefix.rstrip("/")), detail=True))
         return sorted((self._entry(path, info) for path, info in found.items()), key=lambda entry: entry.key)
 
     def delete(self, key: str) -> None:
         with suppress(FileNotFoundError):
-            self.fs.rm_file(self._path(key))
+            retried(lambda: self.fs.rm_file(self._path(key), **bounded(self.fs)))
 
     def delete_many(self, keys: Sequence[str]) -> None:
         _delete_many(self, keys)
@@ -277,19 +285,3 @@ def _precondition_failed(error: Exception) -> bool:
     """s3fs knows HTTP 412 only from servers that also name the condition; botocore's error below it has the plain code."""
     response = getattr(error.__cause__, "response", None)
     return isinstance(response, dict) and response.get("Error", {}).get("Code") in {"PreconditionFailed", "412"}
-
-
-def _make_folder(folder: Path) -> None:
-    """mkdir -p whose new names survive a power failure."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

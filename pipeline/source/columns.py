@@ -14,7 +14,7 @@ import pyarrow.types as pat
 
 from operators.schema import documents_schema
 from pipeline.ledger.pieces import Shard
-from pipeline.quarantine import Entry
+from pipeline.quarantine import Entry, short
 from pipeline.source.listing import partitions
 from pipeline.source.types import convertible, is_string, is_text, plain
 
@@ -76,7 +76,7 @@ def to_documents(raw: Raw, shard: Shard, recipe: ReadRecipe) -> tuple[pa.Table, 
             keep.append(_kept(column, raw.columns.get(column.name), reasons))
     default = pc.binary_join_element_wise(pa.scalar(shard.key), pa.array(raw.rows).cast(pa.string()), "#")
     ids, own_ids = _ids(raw.columns.get(recipe.id or ""), default, reasons)
-    entries = [Entry(int(raw.rows[row]), own_ids[row].as_py(), *reasons.found[row]) for row in sorted(reasons.found)]
+    entries = [Entry(int(raw.rows[row]), short(own_ids[row].as_py()), *reasons.found[row]) for row in sorted(reasons.found)]
     columns = [pa.array(raw.rows), *keep, ids, text]
     if not reasons.good.all():
         good = pa.array(reasons.good)

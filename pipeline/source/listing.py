@@ -12,8 +12,9 @@ from urllib.parse import unquote
 from fsspec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Incomplete, TidemillError
 from pipeline.ledger.pieces import Shard
+from pipeline.remote import bounded, is_transient, retried
 from pipeline.sections import Input
 from pipeline.source.storage import EXTRAS, filesystem, version_of
 from pipeline.urls import protocol
@@ -35,7 +36,7 @@ class Listing:
     shards: tuple[Shard, ...]
     """Sorted by key."""
     ignored: int
-    """Files left out: names that start with `_` or `.` (or lie in such a folder), and unknown suffixes."""
+    """Files left out: names that start with `_` or `.` (or lie in such a folder), unknown suffixes, and links."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def list_shards(settings: Input, output_path: str) -> Listing:
         for path, info, found in _files(root, url):
             name = path[len(root.base) :].lstrip("/")
             address = root.base_url + path[len(root.base) :]
-            if not _wanted(name, settings.format, found):
+            # A link in a folder may lead anywhere, and whoever can write the input must not choose what else is read.
+            if info["type"] != "file" or not _wanted(name, settings.format, found):
                 ignored.add(address)
                 n_ignored += 1
                 continue
@@ -80,7 +82,7 @@ def list_shards(settings: Input, output_path: str) -> Listing:
 
 def _no_match(url: str, forced: str, ignored: int) -> ConfigError:
     kind = "Parquet or JSONL" if forced == "auto" else forced
-    left_out = f"; {ignored} files were left out (hidden, starting with '_', or with another suffix)" if ignored else ""
+    left_out = f"; {ignored} files were left out (hidden, starting with '_', links, or with another suffix)" if ignored else ""
     return ConfigError(
         f"no {kind} file matches {url}{left_out}; looked for *.parquet, *.pq, *.jsonl, *.ndjson "
         "and *.json, the last three also as .gz and .zst",
@@ -112,8 +114,9 @@ def _root(url: str, options: Mapping[str, Any]) -> _Root:
     try:
         fs, path = filesystem(url, options)
         wild = re.search(r"[*?\[]", path)
-        glob = re.compile(glob_translate(path)) if wild and not fs.exists(path) else None
-        whole = glob is None and fs.isdir(path)
+        kind = _kind(fs, path)
+        glob = re.compile(glob_translate(path)) if wild and kind is None else None
+        whole = kind == "directory"
     except ConfigError:
         raise
     except Exception as error:  # each store's library raises its own
@@ -127,19 +130,63 @@ def _root(url: str, options: Mapping[str, Any]) -> _Root:
 
 
 def _files(root: _Root, url: str) -> Iterator[tuple[str, Mapping[str, Any], _Found]]:
-    """Path and info of each file, and how it was found: named by the config, matched by its wildcards, or inside a directory."""
+    """Path and info of each file or link, and how it was found: named by the config, matched by its wildcards, or inside a
+    directory."""
     try:
-        found = root.fs.glob(root.path, detail=True) if root.glob else {root.path: root.fs.info(root.path)}
+        found = _matches(root) if root.glob else {root.path: _info(root.fs, root.path)}
         for path, info in sorted(found.items()):
-            if info["type"] == "file":
+            if info["type"] == "directory":
+                yield from ((p, i, "inside") for p, i in _find(root.fs, path).items())
+            else:
                 yield path, info, "matched" if root.glob else "named"
-            elif info["type"] == "directory":
-                inside = root.fs.find(path, detail=True)
-                yield from ((p, i, "inside") for p, i in inside.items() if i["type"] == "file")
     except FileNotFoundError:
         return
     except Exception as error:  # as above
         raise _unlistable(url, error) from error
+
+
+def _matches(root: _Root) -> dict[str, Mapping[str, Any]]:
+    """Files and folders that the wildcards match; no folder that they cannot match is listed.
+
+    Not by `fs.glob`, which leaves out without a word what it could not list. `**` matches files alone."""
+    assert root.glob is not None
+    if "**" in root.path:
+        return {path: info for path, info in _find(root.fs, root.base).items() if root.glob.match(path)}
+    levels = [m.start() for m in re.finditer("/", root.path) if m.start() > len(root.base)] + [len(root.path)]
+    folders, found = [root.base], {}
+    for end in levels:
+        pattern = re.compile(glob_translate(root.path[:end]))
+        found = {path: info for folder in folders for path, info in _ls(root.fs, folder).items() if pattern.match(path)}
+        folders = [path for path, info in found.items() if info["type"] == "directory"]
+    return found
+
+
+def _ls(fs: AbstractFileSystem, folder: str) -> dict[str, Mapping[str, Any]]:
+    """What stands in a folder, nothing where it is gone."""
+    try:
+        listed = retried(lambda: fs.ls(folder, detail=True, **bounded(fs)))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {path: info for info in listed if (path := info["name"].rstrip("/")) != folder}
+
+
+def _find(fs: AbstractFileSystem, folder: str) -> dict[str, Mapping[str, Any]]:
+    """All files and links below a folder."""
+    found = retried(lambda: fs.find(folder, detail=True))
+    return {path: info for path, info in found.items() if info["type"] != "directory"}
+
+
+def _info(fs: AbstractFileSystem, path: str) -> Mapping[str, Any]:
+    info: Mapping[str, Any] = retried(lambda: fs.info(path, **bounded(fs)))
+    return info
+
+
+def _kind(fs: AbstractFileSystem, path: str) -> str | None:
+    """`file`, `directory` or None for nothing. Not by `fs.isdir`, which says no where it could not find out."""
+    try:
+        return str(_info(fs, path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _wanted(name: str, forced: str, found: _Found) -> bool:
@@ -166,7 +213,9 @@ def _refuse_output_inside(root: _Root, url: str, output_path: str) -> None:
         raise ConfigError(f"{output_path} lies inside the input {url}; give the output a place of its own", field="output.path")
 
 
-def _unlistable(url: str, error: Exception) -> ConfigError:
+def _unlistable(url: str, error: Exception) -> TidemillError:
+    if is_transient(error) and isinstance(error, OSError):  # there is a store, and it answered with a fault
+        return Incomplete(f"the store of {url} failed: {type(error).__name__}; run the same command again")
     return ConfigError(
         f"cannot list {url}: {type(error).__name__}; check the path, the credentials and storage_options", field="input.path"
     )

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.ledger.pieces import MAX_ROWS, Shard, Span
 from pipeline.source.columns import Raw, ReadRecipe
+from pipeline.source.footers import check_chunks, check_counts
 from pipeline.source.storage import Corrupt, decoding, open_shard
 
 _BUFFER = 4 * 2**20
@@ -40,7 +41,10 @@ def read_footer(shard: Shard, text: str, options: Mapping[str, Any]) -> Footer:
     with open_shard(shard, options, sequential=False) as file, decoding():
         parquet = _open(file)
         metadata = parquet.metadata
+        check_counts(metadata, shard.size)
         column = next((j for j in range(metadata.num_columns) if metadata.schema.column(j).path == text), None)
+        if column is not None:
+            check_chunks(metadata, shard.size, [text], range(metadata.num_row_groups))
         groups = []
         for i in range(metadata.num_row_groups):
             group = metadata.row_group(i)
@@ -103,6 +107,7 @@ class _Cursor:
 
     def _start(self, parquet: pq.ParquetFile, span: Span, recipe: ReadRecipe) -> None:
         metadata = parquet.metadata
+        check_counts(metadata, span.shard.size)
         starts = np.cumsum([0, *(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))]).tolist()
         groups = [i for i, (a, b) in enumerate(pairwise(starts)) if a < _stop(span) and b > span.start]
         self._columns = [name for name in recipe.columns if name in parquet.schema_arrow.names]
@@ -111,6 +116,7 @@ class _Cursor:
         self.end = starts[groups[-1] + 1] if groups else span.start
         """Where the row groups end."""
         if self._columns:
+            check_chunks(metadata, span.shard.size, self._columns, groups)
             size = _batch_rows(metadata, groups, self._columns)
             self._batches = parquet.iter_batches(size, row_groups=groups, columns=self._columns, use_threads=False)
         else:
@@ -187,4 +193,10 @@ def _batch_rows(metadata: pq.FileMetaData, groups: list[int], columns: list[str]
 
 def _open(file: BinaryIO) -> pq.ParquetFile:
     # A buffer makes column chunks stream instead of being read whole.
-    return pq.ParquetFile(file, buffer_size=_BUFFER, page_checksum_verification=True)
+    try:
+        return pq.ParquetFile(file, buffer_size=_BUFFER, page_checksum_verification=True)
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, pa.ArrowException):
+            raise
+        # An extension type that is registered here, as Ray Data's are, has refused what the file says of it.
+        raise Corrupt(f"its schema cannot be read: {type(error).__name__}") from error

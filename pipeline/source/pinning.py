@@ -20,9 +20,11 @@ from pipeline.source.jsonl import head
 from pipeline.source.listing import partitions
 from pipeline.source.parquet import Footer
 from pipeline.source.parsing import check_readable
-from pipeline.source.types import convertible, is_text, parse_type, plain, unify, without_nulls
+from pipeline.source.types import convertible, extension_name, is_text, parse_type, plain, unify, without_nulls
 
 _SAMPLE_BYTES = 2**20
+_LONGEST_NAME = 100
+"""Characters of a column's name in a message that lists several."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,16 @@ def _check_footer(settings: Input, shard: Shard, schema: pa.Schema) -> None:
     wanted = [(settings.text, "input.text"), (settings.id, "input.id"), *((name, "input.keep") for name in settings.keep)]
     for name, where in wanted:
         if name is not None and schema.names.count(name) > 1:
-            raise ConfigError(f"shard {shard.key} has more than one column {name!r}; rename all but one", field=where)
+            raise ConfigError(f"shard {shard.label} has more than one column {name!r}; rename all but one", field=where)
+        extension = extension_name(schema.field(name)) if name is not None and name in schema.names else None
+        if extension is not None:
+            raise ConfigError(
+                f"column {name!r} is of extension type {extension!r} in shard {shard.label}; code may come with such a type, so "
+                "none is read: store the column as the plain type below it",
+                field=where,
+            )
     if settings.id is not None and settings.id in schema.names:
-        _check_id(settings.id, schema.field(settings.id).type, f"in shard {shard.key}")
+        _check_id(settings.id, schema.field(settings.id).type, f"in shard {shard.label}")
 
 
 def _check_id(name: str, type_: pa.DataType, where: str) -> None:
@@ -208,13 +217,13 @@ def _check_spelled(found: _Found, spelled: pa.DataType) -> None:
     for shard, type_ in found.types.items():
         if found.name not in partitions(shard) and not convertible(type_, spelled):
             raise ConfigError(
-                f"column {found.name!r} is {type_} in shard {shard.key}, which cannot become {spelled}", field=found.field
+                f"column {found.name!r} is {type_} in shard {shard.label}, which cannot become {spelled}", field=found.field
             )
     for shard, values in found.values.items():
         inferred = _inferred([values])
         if inferred is not None and found.name not in partitions(shard) and not convertible(inferred, spelled):
             raise ConfigError(
-                f"column {found.name!r} is {inferred} in shard {shard.key}, which cannot become {spelled}", field=found.field
+                f"column {found.name!r} is {inferred} in shard {shard.label}, which cannot become {spelled}", field=found.field
             )
 
 
@@ -229,11 +238,15 @@ def _missing(name: str, footers: Mapping[Shard, Footer], samples: Sequence[Sampl
 def _conflict(name: str, one: tuple[Shard | None, object], other: tuple[Shard, object]) -> ConfigError:
     (shard, type_), (other_shard, other_type) = one, other
     return ConfigError(
-        f"column {name!r} is {type_} in shard {shard.key if shard else '?'} but {other_type} in shard {other_shard.key}, and no "
-        f"type holds both exactly; spell one that fits, as in keep: {{{name}: float64}}, or leave the column out",
+        f"column {name!r} is {type_} in shard {shard.label if shard else '?'} but {other_type} in shard {other_shard.label}, and "
+        f"no type holds both exactly; spell one that fits, as in keep: {{{name}: float64}}, or leave the column out",
         field="input.keep",
     )
 
 
 def _some(columns: Sequence[str]) -> str:
-    return ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "") if columns else "none"
+    return (
+        ", ".join(repr(name)[:_LONGEST_NAME] for name in columns[:20]) + (", ..." if len(columns) > 20 else "")
+        if columns
+        else "none"
+    )

@@ -14,15 +14,16 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from pipeline.errors import TidemillError
+from pipeline.errors import Incomplete, TidemillError
 from pipeline.ledger.pieces import Shard, Span
+from pipeline.remote import is_transient, plain
 from pipeline.sections import Input
 from pipeline.source import jsonl, parquet
 from pipeline.source.listing import Listing, format_of
 from pipeline.source.parquet import Footer
 from pipeline.source.parsing import line_limit
 from pipeline.source.pinning import Sample, check_columns, pin_types, read_sample
-from pipeline.source.storage import Corrupt
+from pipeline.source.storage import Corrupt, check_unchanged
 
 _SMALLEST_PIECE, _LARGEST_PIECE = 2**20, 32 * 2**20
 _PIECES = 512
@@ -104,6 +105,7 @@ def _open_parquet(shards: Sequence[Shard], settings: Input) -> list[_Opened]:
         try:
             return _Opened(shard, parquet.read_footer(shard, settings.text, settings.storage_options))
         except Corrupt as error:
+            check_unchanged(shard, settings.storage_options)  # a shard that was just replaced is not corrupt
             return _Opened(shard, None, str(error))
 
     return _threaded(opened, shards)
@@ -118,10 +120,11 @@ def _threaded(work: Callable[[Shard], _T], shards: Sequence[Shard]) -> list[_T]:
     def guarded(shard: Shard) -> _T:
         try:
             return work(shard)
+        except TidemillError:
+            raise
         except Exception as error:  # each store's library raises its own
-            raise TidemillError(
-                f"cannot open shard {shard.key}: {type(error).__name__}; check the store and run again"
-            ) from error
+            kind, what = (Incomplete, plain(error)) if is_transient(error) else (TidemillError, type(error).__name__)
+            raise kind(f"cannot open shard {shard.label}: {what}; check the store and run again") from error
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(guarded, shards))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from operators.schema import ID, ROW, TEXT, documents_schema
+from operators.schema import ID, ROW, documents_schema
 from pipeline import quarantine
 from pipeline.batch import Batch
 from pipeline.ledger.pieces import Span, Todo
@@ -19,27 +18,36 @@ from pipeline.source.listing import format_of
 from pipeline.source.parsing import Parser, line_limit
 from pipeline.source.storage import Corrupt, check_unchanged
 
-__all__ = ["ReadRecipe", "read_span"]
+__all__ = ["ReadRecipe", "read_span", "unreadable"]
 
-MAX_TEXT = 2**30
-"""Bytes of text in one piece, at most; only shards made to decompress without end come near it."""
+MAX_PIECE = 256 * 2**20
+"""Decoded bytes in one piece, kept columns and ids included, unless `input.piece` or `input.max_document` ask for more. A footer
+does not tell them: half a megabyte of dictionary and indices can stand for gigabytes."""
 
 
 def read_span(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
     """The span's pieces in order, without those that are done.
 
-    Raises TidemillError where the shard is no longer the version that was listed; faults of the store pass through. Content
-    that cannot be decoded is a piece with one `unreadable` entry."""
+    Raises TidemillError where the shard is no longer the version that was listed: it is looked at before the first byte is read
+    and again before each piece is handed on, so no piece mixes two versions. Faults of the store pass through. Content that
+    cannot be decoded is a piece with one `unreadable` entry."""
     span = todo.span
     if span.unreadable is not None:
         pieces: Iterable[Batch] = (
-            [] if 0 in todo.done else [_unreadable(span, recipe, 0, span.start, span.stop or 0, span.unreadable)]
+            [] if 0 in todo.done else [unreadable(span, recipe, 0, span.start, span.stop or 0, span.unreadable)]
         )
     else:
         check_unchanged(span.shard, recipe.storage_options)
         read = _read_parquet if format_of(span.shard.url, recipe.format) == "parquet" else _read_jsonl
         pieces = read(todo, recipe)
-    yield from pieces
+    try:
+        for piece in pieces:
+            # What was read while the shard was replaced belongs to no version, however well or badly it could be decoded.
+            check_unchanged(span.shard, recipe.storage_options)
+            yield piece
+    except Exception:
+        check_unchanged(span.shard, recipe.storage_options)  # where that is why, it says so
+        raise
 
 
 def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
@@ -49,22 +57,23 @@ def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
         return
     tables: list[pa.Table] = []
     entries: list[Entry] = []
-    room = max(MAX_TEXT, 2 * span.piece_bytes)
+    limit = max(MAX_PIECE, 2 * span.piece_bytes, 2 * recipe.max_document)
+    room = limit
     try:
         for raw in parquet.read_batches(span, recipe):
             documents, bad = to_documents(raw, span.shard, recipe)
             entries += bad
-            room -= pc.sum(pc.binary_length(documents[TEXT])).as_py() or 0
+            room -= documents.nbytes
             if room >= 0:
                 tables.append(documents)
             else:
                 rows = zip(documents[ROW].to_pylist(), documents[ID].to_pylist(), strict=True)
                 entries += [
-                    Entry(row, id_, "too_large", f"the texts of its piece come to more than {MAX_TEXT} bytes")
+                    Entry(row, quarantine.short(id_), "too_large", f"the rows of its piece come to more than {limit} bytes")
                     for row, id_ in rows
                 ]
     except Corrupt as error:
-        yield _unreadable(span, recipe, 0, span.start, stop, str(error))
+        yield unreadable(span, recipe, 0, span.start, stop, str(error))
         return
     yield _piece(span, recipe, Chunk(0, span.start, stop, True, ()), tables, entries)
 
@@ -76,7 +85,7 @@ def _read_jsonl(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
         if chunk.index in todo.done:
             continue
         if chunk.torn is not None:
-            yield _unreadable(span, recipe, chunk.index, chunk.start, chunk.stop, chunk.torn)
+            yield unreadable(span, recipe, chunk.index, chunk.start, chunk.stop, chunk.torn)
             continue
         tables: list[pa.Table] = []
         entries: list[Entry] = []
@@ -97,5 +106,6 @@ def _piece(span: Span, recipe: ReadRecipe, chunk: Chunk, tables: list[pa.Table],
     return Batch(span, chunk.index, chunk.start, chunk.stop, chunk.last, rows_in, documents, bad)
 
 
-def _unreadable(span: Span, recipe: ReadRecipe, index: int, start: int, stop: int, why: str) -> Batch:
+def unreadable(span: Span, recipe: ReadRecipe, index: int, start: int, stop: int, why: str) -> Batch:
+    """A piece that ends its span, with one entry for all that is left of it."""
     return _piece(span, recipe, Chunk(index, start, stop, True, ()), [], [Entry(None, None, "unreadable", why)])

@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import pyarrow as pa
@@ -15,6 +15,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.errors import ConfigError, TidemillError
 from pipeline.ledger.pieces import Shard
+from pipeline.remote import RemoteFile, bounded, retried
 from pipeline.urls import protocol
 
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}
@@ -33,6 +34,8 @@ def decoding() -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Corrupt(_first_line(error)) from error
+    except UnicodeDecodeError as error:
+        raise Corrupt("a name in the footer is not UTF-8") from error
     except OSError as error:
         # Arrow raises plain OSError without a number; those of a store have a number or a class of their own.
         if type(error) is not OSError or error.errno is not None:
@@ -61,10 +64,9 @@ def filesystem(url: str, options: Mapping[str, Any]) -> tuple[AbstractFileSystem
 def open_shard(shard: Shard, options: Mapping[str, Any], *, sequential: bool) -> BinaryIO:
     """The shard's bytes. `sequential` reads ahead; without it nothing is read but what is asked for."""
     fs, path = filesystem(shard.url, options)
-    local: dict[str, Any] = (
-        {} if protocol(shard.url) == "file" else {"cache_type": "readahead" if sequential else "none", "block_size": _READ_AHEAD}
-    )
-    file: BinaryIO = fs.open(path, "rb", **local)
+    if protocol(shard.url) != "file":
+        return cast(BinaryIO, RemoteFile(fs, path, shard.size, _READ_AHEAD if sequential else 0))
+    file: BinaryIO = fs.open(path, "rb")
     return file
 
 
@@ -72,11 +74,11 @@ def check_unchanged(shard: Shard, options: Mapping[str, Any]) -> None:
     """TidemillError if the shard is no longer the version that was listed."""
     fs, path = filesystem(shard.url, options)
     try:
-        version = version_of(fs, path, fs.info(path))
+        version = version_of(fs, path, retried(lambda: fs.info(path, **bounded(fs))))
     except FileNotFoundError:
-        raise TidemillError(f"shard {shard.key} was removed during the run; run again") from None
+        raise TidemillError(f"shard {shard.label} was removed during the run; run again") from None
     if version != shard.version:
-        raise TidemillError(f"shard {shard.key} changed during the run (version {shard.version}, now {version}); run again")
+        raise TidemillError(f"shard {shard.label} changed during the run (version {shard.version}, now {version}); run again")
 
 
 def version_of(fs: AbstractFileSystem, path: str, info: Mapping[str, Any]) -> str:

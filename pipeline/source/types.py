@@ -69,6 +69,19 @@ def is_number(type_: pa.DataType) -> bool:
     return _any(type_, pat.is_integer, pat.is_floating)
 
 
+def extension_name(field: pa.Field) -> str | None:
+    """The extension type of a field or of one nested in it, whether Arrow knows it here or not; None where there is none."""
+    named = (field.metadata or {}).get(b"ARROW:extension:name")
+    if isinstance(field.type, pa.BaseExtensionType):
+        return str(field.type.extension_name)
+    if named is not None:
+        return str(named.decode(errors="replace"))
+    inside = [field.type.field(i) for i in range(field.type.num_fields)] if pat.is_nested(field.type) else []
+    if pat.is_dictionary(field.type):
+        inside = [pa.field("", field.type.value_type)]
+    return next((name for child in inside if (name := extension_name(child)) is not None), None)
+
+
 def plain(type_: pa.DataType) -> pa.DataType:
     """The type a column is carried through as: layouts of strings become `string`, dictionaries their values, lists `list`.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import fsspec
@@ -289,6 +290,28 @@ def test_submit_without_the_token_is_refused(tmp_path: Path, job: Job, tidemill:
     refused = tidemill("submit", job(runtime={"engine": "ray"}), env=env)
     assert refused.returncode == 1
     assert head.env["RAY_AUTH_TOKEN"] not in refused.stderr
+
+
+def test_the_head_asks_everybody_for_its_token(head: Head) -> None:
+    """As on any cluster that is not to be run by whoever reaches it (ShadowRay)."""
+    for method, path in (("POST", "jobs/"), ("GET", "jobs/"), ("GET", "version")):
+        for headers in ({}, {"Authorization": f"Bearer {'0' * 64}"}):
+            request = Request(f"{head.address}/api/{path}", b"{}" if method == "POST" else None, headers, method=method)
+            with pytest.raises(HTTPError) as refused:
+                urlopen(request)
+            assert refused.value.code in (401, 403), (method, path)
+            refused.value.close()
+    assert call(head, "GET", "version")["ray_version"]
+
+
+def test_a_job_carries_no_packages_and_no_secrets(tmp_path: Path, job: Job, tidemill: Tidemill, head: Head) -> None:
+    config = job(input={"path": str(tmp_path / "none")}, runtime={"engine": "ray"}, name="lean")
+    tidemill("submit", config, "--no-wait", env={**head.env, "AWS_SECRET_ACCESS_KEY": "canary-of-the-submitter"})
+    (found,) = [j for j in call(head, "GET", "jobs/") if j["submission_id"].startswith("lean-")]
+    assert set(found["runtime_env"]) <= {"working_dir", "env_vars", "_ray_commit"}
+    assert found["runtime_env"]["working_dir"].startswith("gcs://_ray_pkg_"), "uploaded by the submitter"
+    assert "canary-of-the-submitter" not in json.dumps(found)
+    assert head.env["RAY_AUTH_TOKEN"] not in json.dumps(found)
 
 
 def test_plain_ray_job_submit_with_the_checkout_as_working_dir(tmp_path: Path, job: Job, head: Head) -> None:

@@ -11,6 +11,7 @@ from operators.devices import (
     choose,
     default_token_budget,
     free_memory,
+    is_device_lost,
     is_out_of_memory,
     release_memory,
     resolve_compile,
@@ -83,6 +84,22 @@ def test_compiles_on_cuda_for_long_jobs_and_where_asked() -> None:
     for backend, kind in (("torch", "cpu"), ("torch", "npu"), ("onnx", "cuda")):
         with pytest.raises(ValueError, match=f"backend {backend} on {kind}: choose auto or off"):
             resolve_compile("on", backend, kind, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("CUDA error: misaligned address"), True),
+        (RuntimeError("CUDA error: unspecified launch failure"), True),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("a shape does not fit"), False),
+        (ValueError("illegal memory access"), False),
+    ],
+)
+def test_errors_after_which_a_device_cannot_be_used(error: Exception, lost: bool) -> None:
+    assert is_device_lost(error) is lost
 
 
 def test_memory() -> None:

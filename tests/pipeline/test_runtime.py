@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from operators.devices import Device
-from pipeline.config import Config
+from pipeline.config import Config, from_dict
 from pipeline.errors import ConfigError
-from pipeline.runtime import compiles, token_budget
+from pipeline.ledger.pieces import Shard, Span, Todo
+from pipeline.runtime import compiles, patience, token_budget
 
 GPUS, CPU = Device("cuda", 4, ""), Device("cpu", 1, "")
 
@@ -38,3 +39,14 @@ def test_compiling_where_it_cannot_be_is_refused() -> None:
 def test_a_pack_has_as_many_tokens_as_asked_for() -> None:
     assert token_budget(_config(tokens_per_pack=77), CPU) == 77
     assert token_budget(_config(), CPU) < token_budget(_config(), GPUS)
+
+
+def test_patience_grows_with_the_largest_piece_on_a_cpu() -> None:
+    shard = Shard("a.parquet", "a.parquet", "v", 1)
+    todos = [Todo(Span(shard, 0, 10, 2**20, rows=10, weight=weight)) for weight in (10, 32 * 2**20)]
+    raw = {"input": {"path": "in"}, "tasks": {"v": {"head": "embedding", "model": "m"}}, "output": {"path": "out"}}
+    assert patience(from_dict(raw), "cpu", todos) == 32 * 2**10
+    assert patience(from_dict(raw), "cuda", todos) == 1800
+    assert patience(from_dict(raw), "cpu", []) == 1800
+    assert patience(from_dict(raw, ["runtime.stuck_after=7"]), "cpu", todos) == 7
+    assert patience(from_dict(raw, ["runtime.stuck_after=never"]), "cpu", todos) is None

@@ -68,9 +68,8 @@ def _commit(disk: Disk, new: Commit) -> None:
     assert new.parent == (publish.fingerprint_of(quiet, before) if before else None), "parent"
     _rows(disk, quiet, table, new.generation)
     assert new.totals["rows_in"] == new.totals["rows_out"] + sum(new.totals["quarantined"].values()), "totals"
-    restored = getattr(new, "restores", None) or new.pins.get("restores")
-    if restored:
-        assert table == disk.tables[restored], "not the version that was to come back"
+    if new.restores:
+        assert table == disk.tables[new.restores], "not the version that was to come back"
         return
     job, base = disk.runs[new.run_id]
     assert new.generation == job.generation, "generation"

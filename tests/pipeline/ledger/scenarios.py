@@ -7,9 +7,8 @@ from contextlib import suppress
 from random import Random
 
 from pipeline.errors import TidemillError
-from pipeline.ledger import publish, vacuum
+from pipeline.ledger import publish, vacuum, versions
 from pipeline.ledger.publish import Commit
-from tests.pipeline.ledger import going_back
 from tests.pipeline.ledger.fake_engine import Job, Source
 from tests.pipeline.ledger.judge import GRACE, Violation
 from tests.pipeline.ledger.simulator import CRASHES, FAULTS, Client, Disk, Fault, run
@@ -133,10 +132,10 @@ def _vacuum(disk: Disk, fault: Fault, versions: int, times: int = 1) -> Callable
 def _rollback(disk: Disk, fault: Fault, rng: Random) -> Callable[[Callable[[], None]], object]:
     def act(turn: Callable[[], None]) -> None:
         client = Client(disk, fault, turn)
-        with suppress(OSError):
+        with suppress(OSError, TidemillError):
             newest = publish.head(client)
             if newest:
-                going_back.rollback(client, rng.randint(1, newest.version))
+                versions.rollback(client, rng.randint(1, newest.version))
 
     return act
 

@@ -1,4 +1,4 @@
-"""Stores: local disk and a real S3 server; for GCS and Azure, the condition that goes over the wire."""
+"""Stores: local disk, S3, GCS and Azure by servers of their kinds; and the condition that goes over the wire."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -16,19 +17,17 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from gcsfs.extended_gcsfs import BucketType
+from gcsfs.extended_gcsfs import BucketType, ExtendedGcsFileSystem
 
 from pipeline.errors import ConfigError
 from pipeline.ledger.probe import check_create_only
 from pipeline.ledger.store import Exists, FileStore, FsspecStore, Store, Unknown, open_store
+from tests.conftest import Place
 
 
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
-        return open_store(str(tmp_path / "table"))
-    server, make_url = request.getfixturevalue("s3_server"), request.getfixturevalue("s3_url")
-    return open_store(make_url(), server.storage_options)
+@pytest.fixture
+def store(place: Place) -> Store:
+    return open_store(place.url, place.storage_options)
 
 
 def test_put_get_list(store: Store) -> None:
@@ -64,6 +63,29 @@ def test_what_another_writer_adds_is_listed_at_once(store: Store) -> None:
 def test_probe_finds_a_real_guard(store: Store) -> None:
     assert check_create_only(store) is None
     assert store.list("_probe") == []
+
+
+def test_one_of_sixteen_wins_each_key(store: Store) -> None:
+    writers, keys = 16, [f"_records/g/{n}" for n in range(5)]
+    stores = [pickle.loads(pickle.dumps(store)) for _ in range(writers)]
+    start = threading.Barrier(writers)
+
+    def race(writer: int) -> list[str]:
+        won = []
+        for key in keys:
+            start.wait()
+            try:
+                stores[writer].create(key, str(writer).encode())
+            except Exists:
+                continue
+            won.append(key)
+        return won
+
+    with ThreadPoolExecutor(writers) as pool:
+        won = list(pool.map(race, range(writers)))
+    assert sorted(key for mine in won for key in mine) == keys
+    for writer, mine in enumerate(won):
+        assert store.get_many(mine) == [str(writer).encode()] * len(mine)
 
 
 class Overwriting(FileStore):
@@ -117,6 +139,32 @@ def test_what_a_crash_leaves_behind_is_not_listed(tmp_path: Path, monkeypatch: p
     assert store.list("data") == []
     with pytest.raises(FileNotFoundError):
         store.get("data/1")
+
+
+def test_a_full_disk_is_not_kept_full_by_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileStore(str(tmp_path))
+    store.put("data/0", b"whole")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (store.put, store.create):
+        with pytest.raises(OSError, match="No space left"):
+            write("data/1", b"half")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["0"]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileStore(str(tmp_path))
+    store.put("_records/g/1.json", b"{}")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        store.list("_records/g")
 
 
 def test_local_create_needs_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,10 +263,9 @@ def _azure(url: str) -> Store:
 
 
 def _gcs(url: str) -> Store:
-    store = open_store("gs://b/table", {"endpoint_url": url, "token": "anon", "skip_instance_cache": True})
-    assert isinstance(store, FsspecStore)
-    store.fs._storage_layout_cache["b"] = BucketType.NON_HIERARCHICAL  # else gcsfs asks a service that is not here
-    return store
+    fs = ExtendedGcsFileSystem(endpoint_url=url, token="anon", skip_instance_cache=True)  # what gcsfs is outside of tests
+    fs._storage_layout_cache["b"] = BucketType.NON_HIERARCHICAL  # else it asks a service that is not here
+    return FsspecStore("gs://b/table", fs, "b/table")
 
 
 @pytest.mark.parametrize("open_at", [_azure, _gcs])

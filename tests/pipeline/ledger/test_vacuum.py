@@ -21,6 +21,7 @@ from pipeline.ledger.publish import Commit, Draft
 from pipeline.ledger.records import Record
 from pipeline.ledger.store import FileStore, Store, open_store
 from pipeline.ledger.vacuum import Found, Rules
+from tests.conftest import Place
 
 GRACE = 1.2
 """Seconds. A server tells the time to the second, so what is to be old has to be two seconds old."""
@@ -28,7 +29,7 @@ OLD = 2.3
 
 
 @dataclass
-class Place:
+class Written:
     """A table, and how runs write there."""
 
     store: Store
@@ -75,33 +76,28 @@ class Place:
         }
 
 
-@pytest.fixture(params=["local", "s3"])
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, make_span: Callable[..., Span], make_record: Callable[..., Record]
-) -> Place:
-    if request.param == "local":
-        return Place(open_store(str(tmp_path / "table")), make_span, make_record)
-    server = request.getfixturevalue("s3_server")
-    return Place(open_store(request.getfixturevalue("s3_url")(), server.storage_options), make_span, make_record)
+@pytest.fixture
+def written(place: Place, make_span: Callable[..., Span], make_record: Callable[..., Record]) -> Written:
+    return Written(open_store(place.url, place.storage_options), make_span, make_record)
 
 
 def keys(entries: list[Any]) -> set[str]:
     return {entry.key for entry in entries}
 
 
-def test_old_versions_and_lost_attempts_go_in_two_phases(place: Place) -> None:
-    store = place.store
-    old, stays = place.record("a"), place.record("b")
-    first = place.commit(old, stays)
-    new = place.record("a", "v2")
-    second = place.commit(new, stays)
-    crashed = place.record("c")
+def test_old_versions_and_lost_attempts_go_in_two_phases(written: Written) -> None:
+    store = written.store
+    old, stays = written.record("a"), written.record("b")
+    first = written.commit(old, stays)
+    new = written.record("a", "v2")
+    second = written.commit(new, stays)
+    crashed = written.record("c")
     lost = "data/g1/0000-lost.parquet"
     for key in (lost, "_runs/run1/report.json", "_runs/run2/report.json", "_runs/killed/held.json", "_attempts/g1/p-1.json"):
         store.put(key, b"x")
     time.sleep(OLD)
 
-    phase_one = place.vacuum()
+    phase_one = written.vacuum()
     assert phase_one.versions == [1]
     assert keys(phase_one.records) == {records.record_key("g1", r.piece) for r in (old, crashed)}
     assert keys(phase_one.others) == {"_runs/run1/report.json", "_runs/killed/held.json", "_attempts/g1/p-1.json"}
@@ -112,77 +108,77 @@ def test_old_versions_and_lost_attempts_go_in_two_phases(place: Place) -> None:
     with pytest.raises(FileNotFoundError):
         publish.read_commit(store, 1)
 
-    assert keys(place.vacuum().waiting) == given_up
+    assert keys(written.vacuum().waiting) == given_up
     assert len(read_notes(store)) == 1
     time.sleep(OLD)
-    assert keys(place.vacuum().files) == given_up
+    assert keys(written.vacuum().files) == given_up
     left = {k for r in (new, stays) for k in (*files_of(r), records.record_key("g1", r.piece))}
-    assert place.keys() == left | {second.manifest, publish.commit_key(2), "_runs/run2/report.json"}
+    assert written.keys() == left | {second.manifest, publish.commit_key(2), "_runs/run2/report.json"}
     assert read_notes(store) == []
     assert store.list("_attempts") == []
-    assert place.vacuum() == Found()
+    assert written.vacuum() == Found()
     assert publish.manifest_records(store, publish.read_commit(store, 2)) == sorted([new, stays], key=lambda r: r.shard)
 
 
-def test_within_the_grace_nothing_goes(place: Place) -> None:
-    place.commit(place.record("a"))
-    place.commit(place.record("a", "v2"))
-    place.record("c")
-    before = place.keys()
-    assert place.vacuum(grace=3600.0) == Found()
-    assert place.keys() == before
+def test_within_the_grace_nothing_goes(written: Written) -> None:
+    written.commit(written.record("a"))
+    written.commit(written.record("a", "v2"))
+    written.record("c")
+    before = written.keys()
+    assert written.vacuum(grace=3600.0) == Found()
+    assert written.keys() == before
 
 
-def test_a_run_that_slept_longer_than_the_grace_publishes_nothing(place: Place) -> None:
-    held = place.record("a")
-    place.commit(place.record("b"))
+def test_a_run_that_slept_longer_than_the_grace_publishes_nothing(written: Written) -> None:
+    held = written.record("a")
+    written.commit(written.record("b"))
     time.sleep(OLD)
-    assert keys(place.vacuum().records) == {records.record_key("g1", held.piece)}
+    assert keys(written.vacuum().records) == {records.record_key("g1", held.piece)}
     with pytest.raises(Incomplete, match="were given up by `tidemill vacuum`"):
-        place.commit(held)
+        written.commit(held)
     time.sleep(OLD)
-    place.vacuum()
+    written.vacuum()
     with pytest.raises(Incomplete, match="2 files"):
-        place.commit(held)
-    again = place.record("a", attempt="2")
-    assert place.commit(again).version == 2
+        written.commit(held)
+    again = written.record("a", attempt="2")
+    assert written.commit(again).version == 2
 
 
-def test_a_record_whose_files_are_gone_is_cleared(place: Place) -> None:
-    broken = place.record("a")
-    place.commit(place.record("b"))
+def test_a_record_whose_files_are_gone_is_cleared(written: Written) -> None:
+    broken = written.record("a")
+    written.commit(written.record("b"))
     for key in files_of(broken):
-        place.store.delete(key)
+        written.store.delete(key)
     time.sleep(1.1)
-    assert keys(place.vacuum(grace=3600.0).records) == {records.record_key("g1", broken.piece)}
+    assert keys(written.vacuum(grace=3600.0).records) == {records.record_key("g1", broken.piece)}
 
 
-def test_a_generation_in_the_making_keeps_its_records(place: Place) -> None:
-    place.commit(place.record("a"))
-    early = place.record("a", generation="g2")
+def test_a_generation_in_the_making_keeps_its_records(written: Written) -> None:
+    written.commit(written.record("a"))
+    early = written.record("a", generation="g2")
     time.sleep(OLD)
-    place.record("b", generation="g2")
-    assert place.vacuum().records == []
-    assert records.read_record(place.store, "g2", early.piece) == early
+    written.record("b", generation="g2")
+    assert written.vacuum().records == []
+    assert records.read_record(written.store, "g2", early.piece) == early
 
 
-def test_files_of_others_stay(place: Place) -> None:
-    place.commit(place.record("a"))
+def test_files_of_others_stay(written: Written) -> None:
+    written.commit(written.record("a"))
     foreign = ("_delta_log/00000000000000000000.json", "lance/data/x.lance", "README.md", "data.txt")
     for key in foreign:
-        place.store.put(key, b"x")
+        written.store.put(key, b"x")
     time.sleep(OLD)
-    place.vacuum()
-    assert all(place.store.get(key) for key in foreign)
+    written.vacuum()
+    assert all(written.store.get(key) for key in foreign)
 
 
-def test_a_note_that_names_what_it_must_not_removes_nothing(place: Place) -> None:
-    place.commit(place.record("a"))
-    place.store.put("_vacuum/evil.json", b'[{"key": "data/../../other/file", "size": 1, "modified": 0}]')
-    before = place.keys()
+def test_a_note_that_names_what_it_must_not_removes_nothing(written: Written) -> None:
+    written.commit(written.record("a"))
+    written.store.put("_vacuum/evil.json", b'[{"key": "data/../../other/file", "size": 1, "modified": 0}]')
+    before = written.keys()
     with pytest.raises(TidemillError, match=r"_vacuum/evil\.json is not a note"):
-        vacuum.vacuum(place.store, Rules(1, 0), act=True)
-    assert place.keys() == before
+        vacuum.vacuum(written.store, Rules(1, 0), act=True)
+    assert written.keys() == before
 
 
 def test_temporary_files_of_killed_writers_go(tmp_path: Path) -> None:
@@ -228,12 +224,12 @@ def test_rules_that_keep_nothing_are_refused(tmp_path: Path, rules: Rules) -> No
         vacuum.vacuum(FileStore(str(tmp_path)), rules, act=True)
 
 
-def test_a_damaged_head_removes_nothing(place: Place) -> None:
-    first = place.commit(place.record("a"))
-    second = place.commit(replace(place.record("a", "v2")))
-    place.store.delete(second.manifest)
-    before = place.keys()
+def test_a_damaged_head_removes_nothing(written: Written) -> None:
+    first = written.commit(written.record("a"))
+    second = written.commit(replace(written.record("a", "v2")))
+    written.store.delete(second.manifest)
+    before = written.keys()
     with pytest.raises(TidemillError, match="the newest version, 2, is damaged"):
-        vacuum.vacuum(place.store, Rules(1, 0), act=True)
-    assert place.keys() == before
+        vacuum.vacuum(written.store, Rules(1, 0), act=True)
+    assert written.keys() == before
     assert first.manifest in before

@@ -198,11 +198,31 @@ def test_a_shard_that_changed_is_left_without_record(tmp_path: Path, plan: Plan)
             list(read_span(Todo(span), ReadRecipe("text", None, pa.schema([]), 1000)))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_a_shard_replaced_while_it_is_read_is_not_corrupt(tmp_path: Path, plan: Plan, name: str) -> None:
+    """Its old half may decode and its new half may not; neither is a piece of any version."""
+    path = tmp_path / "in" / name
+    path.parent.mkdir()
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"text": [f"text {i}" for i in range(3000)]}), path, row_group_size=1000)
+    else:
+        lines = b"".join(json.dumps({"text": f"text {i}"}).encode() + b"\n" for i in range(3000))
+        path.write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
+    planned = plan(path=str(path.parent), piece=20_000)
+    recipe = ReadRecipe("text", None, pa.schema([]), 1000)
+    spans = [span for span in planned.spans if span.shard.key == name]
+    pieces = (piece for span in spans for piece in read_span(Todo(span), recipe))
+    assert next(pieces).quarantine.num_rows == 0
+    path.write_bytes(os.urandom(path.stat().st_size))
+    with pytest.raises(TidemillError, match="changed during the run"):
+        next(pieces)
+
+
 def test_texts_that_come_to_more_than_a_piece_may_hold(tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_TEXT", 10_000)
+    monkeypatch.setattr(reading, "MAX_PIECE", 10_000)
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["x" * 10]))
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
-    (piece,) = read(path=str(tmp_path), piece=1000)
+    (piece,) = read(path=str(tmp_path), piece=1000, max_document=100)
     books_close([piece], pa.schema([]))
     assert piece.rows_in == 5000
     assert piece.documents.nbytes < 200_000
