@@ -180,13 +180,18 @@ def execute(recipe: Recipe, placed: Placement, todos: list[Todo], stop: Stop) ->
         if block is None:
             break
         if isinstance(block, BaseException):
-            # Ray's exceptions carry whole remote tracebacks; their first line says what died.
-            reason = printable(without_secrets(_COLOURS.sub("", str(block).strip().splitlines()[0])))
-            raise Incomplete(f"the engine stopped: {reason}; run the same command again to go on") from block
+            raise Incomplete(f"the engine stopped: {printable(without_secrets(_reason(block)))}") from block
         for item in from_block(block):
             assert isinstance(item, Outcome)
             yield item
     stop.check()
+
+
+def _reason(error: BaseException) -> str:
+    """Ray's exceptions carry whole remote tracebacks: an error of ours at their end says why, else their first line what died."""
+    lines = _COLOURS.sub("", str(error)).strip().splitlines()
+    ours = [line.partition(": ")[2] for line in lines if line.startswith("pipeline.errors.")]
+    return ours[-1] if ours else f"{lines[0]}; run the same command again to go on"
 
 
 def workers() -> list[int]:

@@ -161,4 +161,4 @@ def test_half_a_megabyte_that_decodes_to_five_gigabytes_is_read_in_bounded_memor
     assert result["rows"] + sum(result["quarantined"].values()) == rows
     assert result["quarantined"]["too_large"] > rows // 2
     assert result["peak"] < MOST_BYTES, result["peak"] / 2**20
-    tally("kills", f"parquet bomb in {bomb}", {"bombs": 1, "peak_mebibytes": result["peak"] >> 20})
+    tally("kills", f"parquet bomb in {bomb}", {"bombs": 1})

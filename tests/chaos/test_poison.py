@@ -134,9 +134,10 @@ def tally(test: str, rows: int, isolated: int) -> None:
 
 def test_every_kind_of_poison_is_found_with_its_reason(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [kind for kind in REASONS if kind not in ("held", "segfault")]
+    # Time enough to run out of memory on a busy machine: what loops waits for it twice.
     job = make(
         tmp_path, model, [*((f"{kind}.parquet", 12, {0: kind}) for kind in kinds), ("good.parquet", 12, {})],
-        piece_timeout=6, worker_memory="2GiB",
+        piece_timeout=20, worker_memory="1GiB",
     )  # fmt: skip
     job.suspect(monkeypatch)
     done = job.run()
@@ -179,7 +180,7 @@ def test_the_same_command_goes_on_after_the_process_died(tmp_path: Path, model: 
     job = make(tmp_path, model, [("a.parquet", 12, {0: "segfault"}), ("b.parquet", 12, {})])
     codes = [job.run(code=None)["code"] for _ in range(3)]
     assert codes == [-11, -11, 0]
-    assert [(e["_shard"], e["_row"], e["reason"]) for e in job.entries()] == [("a.parquet", 0, "worker_crash")]
+    job.check({"a.parquet": (0, "worker_crash")})
     tally("rerun", job.rows, 1)
 
 

@@ -237,13 +237,12 @@ def test_an_unforeseen_error_shows_where_it_was_and_no_message(job: Job) -> None
 
 
 def test_errors_of_libraries_cost_their_message(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tokenizer that quotes the document, inside of a run."""
-    from operators.tokenization import Tokenizer
+    """A library that quotes the document where no row can be blamed, inside of a run."""
 
     def quoting(*_: Any, **__: Any) -> None:
-        raise ValueError(f"cannot tokenize {SENTENCE!r}")
+        raise ValueError(f"cannot write {SENTENCE!r}")
 
-    monkeypatch.setattr(Tokenizer, "tokenize", quoting)
+    monkeypatch.setattr("pipeline.sink.write", quoting)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text(json.dumps({"text": SENTENCE}))
     raw = {
@@ -253,7 +252,6 @@ def test_errors_of_libraries_cost_their_message(tmp_path: Path, model: Path, mon
         "segments": {"max_tokens": 16},
         "runtime": {"engine": "local", "device": "cpu"},
     }
-    monkeypatch.setattr("pipeline.models._longest", lambda *_: 0)
     with pytest.raises(Incomplete, match="ValueError in quoting") as failed:
         run(from_dict(raw))
     assert_clean(str(failed.value), "the message")

@@ -161,6 +161,8 @@ def test_bandit_is_asked_and_finds_what_is_wrong(tmp_path: Path) -> None:
 
 
 CODE = [path for top in ("jobs", "pipeline", "operators") for path in (ROOT / top).rglob("*.py")]
+TO_ITS_CHILD = {ROOT / "pipeline/guard.py": 1, ROOT / "pipeline/child.py": 1}
+"""A worker hands its recipe to a process that it starts, over a socket that nobody else has."""
 
 
 @pytest.mark.parametrize("pattern", [
@@ -169,7 +171,8 @@ CODE = [path for top in ("jobs", "pipeline", "operators") for path in (ROOT / to
     r"os\.system\(",
 ])  # fmt: skip
 def test_no_code_of_ours_does_what_runs_data(pattern: str) -> None:
-    assert [path for path in CODE if re.search(pattern, path.read_text())] == []
+    allowed = TO_ITS_CHILD if "pickle" in pattern and "import" in pattern else {}
+    assert {path: n for path in CODE if (n := len(re.findall(pattern, path.read_text())))} == allowed
 
 
 def test_every_loader_of_transformers_is_told_to_stay_here() -> None:
