@@ -32,9 +32,10 @@ test: setup $(AZURITE)  ## Run all tests.
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 # What `make test` runs of it with few seeds, with many; counts go to build/trust. CHAOS_ARGS goes to pytest.
-chaos: setup  ## Run the fault and kill tests with many seeds.
+chaos: setup  ## Run the fault and kill tests and the ledger's simulator with many seeds (hours).
 	CHAOS=long OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
 		$(CHAOS_ARGS) tests/chaos
+	$(BIN)/python -m tests.pipeline.ledger.interleave --interleavings 20000
 
 # Azure's emulator, where npm is there; its tests are skipped where it is not.
 $(AZURITE): tests/emulators/package.json
