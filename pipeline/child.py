@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import pickle  # of what the worker that started this process sends, and nobody else  # nosec B403
 import sys
 from multiprocessing.connection import Connection
 from typing import Any
@@ -30,7 +30,7 @@ def main(descriptor: int) -> None:
     """Serve the worker at the other end of the socket `descriptor`."""
     connection = Connection(descriptor)
     connection.send_bytes(b"{}")
-    recipe, threads = pickle.loads(connection.recv_bytes())  # from the worker that started this process, and nobody else
+    recipe, threads = pickle.loads(connection.recv_bytes())  # as above  # nosec B301
     steps = Steps(recipe, threads)
     while True:
         try:

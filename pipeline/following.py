@@ -97,7 +97,7 @@ def follow(name: str, store: Store, options: dict[str, Any], commit: Commit) -> 
             raise
         except Exception as error:  # noqa: BLE001 -- each library raises its own; whether it was done is read before the next try
             failure = error
-            time.sleep(random.uniform(0.05, 0.15) * 2**attempt)
+            time.sleep(random.uniform(0.05, 0.15) * 2**attempt)  # only spreads attempts  # nosec B311
     raise TidemillError(
         f"version {commit.version} is published, but {name} does not hold it yet: {_reason(failure)}. Run the same command "
         "again: nothing is encoded again"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import pickle  # written here, and read by the process that is started here  # nosec B403
 import signal
-import subprocess
+import subprocess  # of this interpreter alone  # nosec B404
 import sys
 import time
 from collections.abc import Callable
@@ -72,7 +72,7 @@ class Guard:
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         command = [sys.executable, "-P", "-X", "faulthandler", "-m", "pipeline.child", str(theirs.fileno())]
         with theirs:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # a list of our own, no shell  # nosec B603
                 command,
                 env={**os.environ, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,

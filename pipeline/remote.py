@@ -71,7 +71,7 @@ def retried(request: Callable[[], T], pause: Callable[[float], None] = time.slee
         except Exception as error:
             if not is_transient(error) or time.monotonic() - started > _BUDGET_SECONDS:
                 raise
-        pause(seconds * random.uniform(0.5, 1.0))
+        pause(seconds * random.uniform(0.5, 1.0))  # only spreads attempts  # nosec B311
     return request()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import shutil
-import subprocess
+import subprocess  # of py-spy alone  # nosec B404
 import sys
 import tempfile
 import threading
@@ -77,7 +77,7 @@ def stacks_of(process: int) -> str:
     if program is None:
         return "py-spy is not installed"
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # a list of our own, no shell  # nosec B603
             [program, "dump", "--pid", str(process)], capture_output=True, text=True, timeout=_PY_SPY_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
