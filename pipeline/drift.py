@@ -87,7 +87,10 @@ def _references(store: Store, base: Commit, known: Sequence[Record], settings: Q
     """What the last versions added. Where one of them was accepted after it had been held: also what came from it on, and what
     came before it."""
     commits = [base, *_earlier(store, base, settings.versions)]
-    pieces = [{r.piece: r for r in (known if c is base else manifest_records(store, c))} for c in commits]
+    seen: dict[str, Record] = {}  # versions have most pieces in common: one object for each
+    pieces = [
+        {r.piece: seen.setdefault(r.piece, r) for r in (known if c is base else manifest_records(store, c))} for c in commits
+    ]
     window = min(settings.versions, len(commits))
     ranges = [(0, window - 1)]  # the newest and the oldest
     accepted = next((i for i, c in enumerate(commits[:window]) if read_findings(store, c.run_id) is not None), None)

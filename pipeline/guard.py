@@ -49,6 +49,7 @@ class Guard:
     def __init__(self, recipe: Recipe, threads: int, memory: Callable[[], int]) -> None:
         self._job = pickle.dumps((recipe, threads))
         self._memory = memory
+        self._most = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._requests = 0
@@ -68,6 +69,7 @@ class Guard:
         if self.running:
             return
         self.end()
+        self._most = self._memory()  # before the process takes some of what is free
         ours, theirs = Pipe()
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         command = [sys.executable, "-P", "-X", "faulthandler", "-m", "pipeline.child", str(theirs.fileno())]
@@ -124,7 +126,7 @@ class Guard:
         """The header of the next answer, while time and memory are watched."""
         assert self._connection is not None
         assert self._process is not None
-        watched, most = psutil.Process(self._process.pid), self._memory()
+        watched, most = psutil.Process(self._process.pid), self._most
         deadline = time.monotonic() + seconds
         try:
             while not self._connection.poll(_EVERY_SECONDS):

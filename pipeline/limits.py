@@ -44,6 +44,11 @@ class Limits:
         """Seconds for reading one piece of a shard; the pieces before it may have to be read past."""
         return _LEAST + shard_bytes / _SLOWEST_READ if self.piece_seconds is None else self.piece_seconds
 
+    def taking_apart(self) -> float:
+        """Seconds that it may take to find a poison row in a process beside the worker, at most. Nothing is settled meanwhile."""
+        # The piece, its parts by sixteens, a row among others and alone, and the starts of processes.
+        return _LEAST + (10 * self.piece_seconds if self.piece_seconds is not None else 3 * _LEAST + 2 * _UNMEASURED)
+
     def worker_memory(self) -> int:
         """Resident bytes of a worker."""
         return int(_SHARE * machine_memory()) if self.worker_bytes is None else self.worker_bytes

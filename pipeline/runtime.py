@@ -29,7 +29,8 @@ def patience(config: Config, device: str, todos: Iterable[Todo]) -> float | None
     if asked != "auto":
         return float(asked)
     sizes = (t.span.weight if t.span.rows is not None else min(t.span.weight, 2 * t.span.piece_bytes) for t in todos)
-    return max(_PATIENCE_SECONDS, max(sizes, default=0) / (_SLOWEST_CPU if device == "cpu" else _SLOWEST_DEVICE))
+    slowest = _SLOWEST_CPU if device == "cpu" else _SLOWEST_DEVICE
+    return max(_PATIENCE_SECONDS, max(sizes, default=0) / slowest, limits(config).taking_apart())
 
 
 def token_budget(config: Config, device: Device) -> int:

@@ -181,7 +181,8 @@ class Runtime(Section):
     max_quarantine: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the input's rows that may be in quarantine; with more, or with all of them, nothing is published (exit 3)."""
     stuck_after: Literal["auto", "never"] | Annotated[float, Field(gt=0)] = "auto"
-    """Seconds without a settled piece after which the run is given up (exit 3). auto: by the largest piece, 1800 at least."""
+    """Seconds without a settled piece after which the run is given up (exit 3). auto: by the largest piece, and longer than it
+    takes to find a poison row."""
     parity_sample: Annotated[int, Field(ge=0)] = 0
     """Documents that are encoded again by the reference; a run that is apart from it is held (exit 4)."""
     parity_similarity: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"

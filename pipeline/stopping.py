@@ -45,6 +45,7 @@ class Stop:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._last_resort:
             self._last_resort.call_off()
+            self._last_resort = None
         if _in_main_thread():
             signal.signal(signal.SIGTERM, self._before)
         if kind in (_Interruption, SystemExit):  # on the way out of an interruptible stretch, or by the handler of ray.init

@@ -53,6 +53,8 @@ class Watchdog:
                 LOG.error("no piece was settled for %g s; the stacks of this process:\n%s", seconds, own_stacks())
                 for process in self._workers()[:_MOST_WORKERS]:
                     LOG.error("the stacks of process %d:\n%s", process, stacks_of(process))
+                if self._over.is_set() or time.monotonic() - self._last <= seconds:  # the stacks took their time
+                    continue
                 self._stop.give_up(
                     Stuck(
                         f"no piece was settled for {seconds:g} s, so the run was given up; the log has the stacks of what hung. "

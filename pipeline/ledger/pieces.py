@@ -69,12 +69,18 @@ class Todo:
 
 
 def in_order(todos: Iterable[Todo], run_id: str) -> list[Todo]:
-    """The order of a run's work: the biggest first, in powers of two; those of one size in an order of the run's own.
+    """The order of a run's work: the biggest first, in powers of two; shards of one size in an order of the run's own, the spans
+    of each in theirs, from somewhere in its middle.
 
-    Two runs at once that went the same way would encode every piece twice; so each finds what the other has recorded.
+    Two runs at once that went the same way would encode every piece twice; so each finds what the other has recorded. Spans of
+    a shard stay in order since one reader serves those of a large row group.
     """
-
-    def place(todo: Todo) -> tuple[int, str]:
-        return -todo.span.weight.bit_length(), hashlib.sha256(f"{run_id} {todo.span.piece_id(0)}".encode()).hexdigest()
-
-    return sorted(todos, key=place)
+    of_size: dict[tuple[int, str], list[Todo]] = {}
+    for todo in sorted(todos, key=lambda t: t.span.start):
+        shard = hashlib.sha256(f"{run_id} {todo.span.shard.key} {todo.span.shard.version}".encode()).hexdigest()
+        of_size.setdefault((-todo.span.weight.bit_length(), shard), []).append(todo)
+    ordered: list[Todo] = []
+    for (_, shard), spans in sorted(of_size.items(), key=lambda item: item[0]):
+        first = int(shard[:8], 16) % len(spans)
+        ordered += [*spans[first:], *spans[:first]]
+    return ordered

@@ -20,6 +20,8 @@ from pipeline.source.storage import Corrupt, check_unchanged
 
 __all__ = ["ReadRecipe", "read_span", "unreadable"]
 
+_RATIO = 32
+"""Times its stored size that a piece may be decoded, beyond MAX_PIECE: what honest columns compress to."""
 MAX_PIECE = 256 * 2**20
 """Decoded bytes in one piece, kept columns and ids included, unless `input.piece` or `input.max_document` ask for more. A footer
 does not tell them: half a megabyte of dictionary and indices can stand for gigabytes."""
@@ -57,7 +59,7 @@ def _read_parquet(todo: Todo, recipe: ReadRecipe) -> Iterator[Batch]:
         return
     tables: list[pa.Table] = []
     entries: list[Entry] = []
-    limit = max(MAX_PIECE, 2 * span.piece_bytes, 2 * recipe.max_document)
+    limit = max(MAX_PIECE, 2 * span.piece_bytes, 2 * recipe.max_document, _RATIO * span.shard.size)
     room = limit
     try:
         for raw in parquet.read_batches(span, recipe):

@@ -46,7 +46,9 @@ def test_patience_grows_with_the_largest_piece_on_a_cpu() -> None:
     todos = [Todo(Span(shard, 0, 10, 2**20, rows=10, weight=weight)) for weight in (10, 32 * 2**20)]
     raw = {"input": {"path": "in"}, "tasks": {"v": {"head": "embedding", "model": "m"}}, "output": {"path": "out"}}
     assert patience(from_dict(raw), "cpu", todos) == 32 * 2**10
-    assert patience(from_dict(raw), "cuda", todos) == 1800
-    assert patience(from_dict(raw), "cpu", []) == 1800
+    isolation = 6000  # that of a poison row must not look like a run that is stuck
+    assert patience(from_dict(raw), "cuda", todos) == patience(from_dict(raw), "cpu", []) == isolation
+    assert patience(from_dict(raw, ["runtime.piece_timeout=600"]), "cuda", todos) == 6600
+    assert patience(from_dict(raw, ["runtime.piece_timeout=6"]), "cuda", todos) == 1800
     assert patience(from_dict(raw, ["runtime.stuck_after=7"]), "cpu", todos) == 7
     assert patience(from_dict(raw, ["runtime.stuck_after=never"]), "cpu", todos) is None

@@ -26,3 +26,17 @@ def test_two_runs_go_different_ways() -> None:
     todos = _todos([100] * 40)
     first, second = in_order(todos, "a"), in_order(todos, "b")
     assert sum(a == b for a, b in zip(first, second, strict=True)) < 8
+
+
+@given(st.integers(1, 60), st.text("0123456789abcdef", max_size=4))
+def test_spans_of_a_shard_are_read_in_their_order_from_somewhere_on(count: int, run_id: str) -> None:
+    shard = Shard("a", "", "v", 1)
+    todos = [Todo(Span(shard, i, i + 1, 1, weight=100)) for i in range(count)]
+    starts = [todo.span.start for todo in in_order(reversed(todos), run_id)]
+    assert starts == [*range(starts[0], count), *range(starts[0])]
+
+
+def test_two_runs_begin_a_large_shard_in_different_places() -> None:
+    shard = Shard("a", "", "v", 1)
+    todos = [Todo(Span(shard, i, i + 1, 1, weight=100)) for i in range(64)]
+    assert len({in_order(todos, f"run {n}")[0].span.start for n in range(20)}) > 10
