@@ -36,6 +36,8 @@ from pipeline.stopping import Stop
 from pipeline.wording import printable, without_secrets
 
 _OBJECT_STORE_BYTES = 512 * 2**20
+_STARTS = 3
+"""Times that Ray is started, where it gives up by itself."""
 _FOR_POISON = 16
 """Deaths of one actor that poison rows may cost: two for the first, and hardly more than one for each further one."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -134,8 +136,22 @@ def start() -> None:
     else:
         # Ray's core reports at error level that Ray Data's actors have arguments, which is harmless, each time.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        _start_here(quiet)
     _joined_here.set()
+
+
+def _start_here(quiet: dict[str, Any]) -> None:
+    """Start Ray on this machine. It waits half a minute for its own processes, which is little on a busy machine: so again."""
+    for attempt in range(1, _STARTS + 1):
+        try:
+            ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        except Exception as error:  # Ray raises no type of its own here
+            ray.shutdown()
+            if attempt == _STARTS:
+                what = printable(without_secrets(str(error).strip().split("\n")[0]))
+                raise TidemillError(f"Ray did not start on this machine: {what}; run the same command again") from error
+        else:
+            return
 
 
 def devices() -> dict[str, int]:
