@@ -35,4 +35,4 @@ def command(
         print_json({"version": commit.version, "generation": commit.generation, "restores": to, "published": published})
         return
     what = f"is version {to} again" if published else f"has the content of version {to} already"
-    out.print(f"version {commit.version} of {output} {what}", markup=False)
+    out.print(f"version {commit.version} of {output} {what}", markup=False, soft_wrap=True)

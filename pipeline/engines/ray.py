@@ -211,13 +211,13 @@ def _reason(error: BaseException) -> str:
 
 
 def workers() -> list[int]:
-    """Ray's processes on this machine that are at work; on a cluster that is shared, also those of others."""
-    found = []
+    """Ray's processes on this machine that are at work, those with pieces first; on a shared cluster also those of others."""
+    found: list[tuple[bool, int]] = []
     for process in psutil.process_iter(["cmdline", "uids"]):
         title, uids = " ".join(process.info["cmdline"] or []), process.info["uids"]
         if title.startswith("ray::") and not title.startswith("ray::IDLE") and uids and uids.real == os.getuid():
-            found.append(process.pid)
-    return found
+            found.append(("Map" not in title, process.pid))
+    return [process for _, process in sorted(found)]
 
 
 def shutdown() -> None:

@@ -19,7 +19,7 @@ from pipeline.ledger.store import open_store
 from tests.conftest import S3
 from tests.jobs.conftest import ROOT, write_corpus
 
-SHARDS, ROWS = 24, 150
+SHARDS, ROWS = 48, 60
 
 
 @pytest.fixture(params=["local", "s3"])
