@@ -81,6 +81,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.mark.skipif(not scaled(0, 1), reason="a minute and more of two nodes: CHAOS=long")
 def test_a_node_that_dies_costs_its_pieces_at_most(tmp_path: Path, job: Job, cluster: Any) -> None:
     rows = write_corpus(tmp_path / "in", shards=SHARDS, rows=60)
     config, out = job(runtime={"engine": "ray"}), tmp_path / "out"

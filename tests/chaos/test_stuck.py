@@ -87,6 +87,7 @@ def test_a_slow_piece_is_waited_for(tmp_path: Path, job: Job) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.skipif(not scaled(0, 1), reason="a minute and more: CHAOS=long")
 def test_an_actor_that_hangs_ends_the_run_with_its_stack(tmp_path: Path, job: Job) -> None:
     rows, config = write_corpus(tmp_path / "in", shards=5), job()
     overrides = ("runtime.stuck_after=40", "runtime.workers=1")
