@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from filelock import FileLock
 
 import operators.encoders
 from pipeline import open_output
 from pipeline.config import load
 from pipeline.ledger.attempts import begin
 from pipeline.planning import make_plan
+from tests.chaos import profile
 from tests.poison.encoders.poison import WORDS
 from tests.tiny import tiny_sentence_transformer
 
@@ -38,7 +38,7 @@ REASONS = {
 }  # fmt: skip
 TOLERANCE = 2e-6
 PROSE = ["garden", "silver", "copper", "thunder", "meadow", "lantern", "harbor", "winter", "pepper", "candle"]
-LONG = os.environ.get("CHAOS", "short") == "long"
+LONG = bool(profile.scaled(0, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -122,14 +122,9 @@ def make(folder: Path, model: Path, shards: Sequence[tuple[str, int, dict[int, s
 
 
 def tally(test: str, rows: int, isolated: int) -> None:
-    """Into build/trust/poison.json, in place of what the last run of the test said; for several processes."""
-    path = ROOT / "build" / "trust" / "poison.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        tests = json.loads(path.read_text())["tests"] if path.exists() else {}
-        tests[test] = {"rows_fed": rows, "poison_rows_isolated": isolated, "rows_lost": 0, "rows_doubled": 0}
-        total = {name: sum(each[name] for each in tests.values()) for name in tests[test]}
-        path.write_text(json.dumps({"total": total, "tests": tests}, indent=1, sort_keys=True) + "\n")
+    """To be called once all else of a test holds: then no row was lost or doubled."""
+    counts = {"rows_fed": rows, "poison_rows_isolated": isolated, "rows_lost": 0, "rows_doubled": 0}
+    profile.tally("poison", test, counts)
 
 
 def test_every_kind_of_poison_is_found_with_its_reason(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
