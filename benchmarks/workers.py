@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.peak import peak_bytes
 from benchmarks.reporting import CORES, Failed, Usage, busy_seconds
 
 Run = Callable[[], Sequence[Any]]
@@ -180,7 +180,7 @@ def _serve(pipe: Connection, variant: Variant, sample: Sequence[Any], threads: i
                 assert run is not None
                 started = time.process_time()
                 values = run()
-                pipe.send((time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+                pipe.send((time.process_time() - started, peak_bytes()))
             else:
                 pipe.send(values)
         except Exception as error:  # noqa: BLE001 -- the parent is told, and names the variant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import boto3
 import pytest
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from tests.emulators.servers import Emulator, azure, google, why_no_azure
@@ -37,6 +39,17 @@ class S3:
         return name
 
 
+def _one_at_a_time(put: Callable[[S3Response], Any]) -> Callable[[S3Response], Any]:
+    """moto looks whether the key is there, and then writes it; S3 does both in one step."""
+    lock = threading.Lock()
+
+    def put_alone(self: S3Response) -> Any:
+        with lock:
+            return put(self)
+
+    return put_alone
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3]:
     """A running S3 server. AWS_* in the environment hold credentials that it accepts, for child processes too."""
@@ -44,6 +57,7 @@ def s3_server() -> Iterator[S3]:
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Response, "put_object", _one_at_a_time(S3Response.put_object))
         for name, value in {
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",

@@ -7,7 +7,6 @@ is seen and memory is measured.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from benchmarks.peak import peak_bytes
 from operators.schema import ROW, TEXT
 from pipeline.errors import ConfigError
 from pipeline.ledger.pieces import Todo
@@ -62,8 +62,7 @@ def main() -> None:
             result = read(path)
         except Exception as error:  # noqa: BLE001 -- reported: nothing may be raised for what a shard holds
             result = {"shard": path.name, "raised": f"{type(error).__name__}: {error}"}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({**result, "peak": peak, "seconds": round(time.perf_counter() - started, 3)}), flush=True)
+        print(json.dumps({**result, "peak": peak_bytes(), "seconds": round(time.perf_counter() - started, 3)}), flush=True)
 
 
 if __name__ == "__main__":

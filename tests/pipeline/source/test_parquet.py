@@ -140,8 +140,9 @@ def test_a_corrupt_row_group_is_corrupt_and_the_others_are_not(tmp_path: Path, s
 
 
 _MEASURE = """
-import resource, sys
+import sys
 import pyarrow as pa
+from benchmarks.peak import peak_bytes
 from pipeline.sections import Input
 from pipeline.ledger.pieces import Todo
 from pipeline.source.listing import list_shards
@@ -149,11 +150,10 @@ from pipeline.source.planning import Pins, plan_source
 from pipeline.source.reading import ReadRecipe, read_span
 settings = Input(path=sys.argv[1], max_document=int(sys.argv[2]), piece=65536)
 recipe = ReadRecipe("text", None, pa.schema([]), settings.max_document)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
+before = peak_bytes()
 spans = plan_source(settings, list_shards(settings, "/nowhere"), Pins(), {}).spans
 rows = [(p.rows_in, p.documents.num_rows) for span in spans for p in read_span(Todo(span), recipe)]
-print(len(spans), sum(r for r, _ in rows), sum(d for _, d in rows), peak() - before)
+print(len(spans), sum(r for r, _ in rows), sum(d for _, d in rows), peak_bytes() - before)
 """
 
 
