@@ -130,7 +130,7 @@ def _store_faults_in_words() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_outage(error):
+        if not is_outage(error) or isinstance(error, BrokenPipeError):  # that is whoever watched, who went away
             raise
         raise Incomplete(
             f"a store failed: {plain(error)}; what was recorded stays. Run the same command again: it goes on from there, and "

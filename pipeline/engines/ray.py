@@ -181,26 +181,34 @@ def execute(recipe: Recipe, placed: Placement, todos: list[Todo], stop: Stop) ->
     stop.install()
     dataset = _flow(ray.data.from_arrow([todo_block(t) for t in todos]), recipe, placed)
     results: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
-    threading.Thread(target=_consume, args=(dataset, results), daemon=True).start()
+    over = threading.Event()
+    threading.Thread(target=_consume, args=(dataset, results, over), daemon=True).start()
+    try:
+        yield from _outcomes(recipe, results, stop)
+    finally:
+        over.set()
+    stop.check()
+
+
+def _outcomes(recipe: Recipe, results: queue.Queue[pa.Table | BaseException | None], stop: Stop) -> Iterator[Outcome]:
     deadline = None
     while True:
         if stop.is_set() and deadline is None:
             recipe.ask_to_stop()
             deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
-            break
+            return
         try:
             block = results.get(timeout=0.2)
         except queue.Empty:
             continue
         if block is None:
-            break
+            return
         if isinstance(block, BaseException):
             raise Incomplete(f"the engine stopped: {printable(without_secrets(_reason(block)))}") from block
         for item in from_block(block):
             assert isinstance(item, Outcome)
             yield item
-    stop.check()
 
 
 def _reason(error: BaseException) -> str:
@@ -276,10 +284,12 @@ def _encoders(dataset: Dataset, worker: Callable[..., Any], recipe: Recipe, plac
     return encoded
 
 
-def _consume(dataset: Dataset, results: queue.Queue[pa.Table | BaseException | None]) -> None:
-    """Runs in a thread, so that the main one is free to see signals."""
+def _consume(dataset: Dataset, results: queue.Queue[pa.Table | BaseException | None], over: threading.Event) -> None:
+    """Runs in a thread, so that the main one is free to see signals. To let go of the iterator ends the dataset's work."""
     try:
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            if over.is_set():
+                return
             results.put(block)
         results.put(None)
     except BaseException as error:  # noqa: BLE001 -- handed to the main thread, which raises it

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from s3fs import S3FileSystem
 
-from pipeline import remote
+from pipeline import flow, remote
 from pipeline.config import Config
 from pipeline.errors import ConfigError, Incomplete
+from pipeline.ledger.store import open_store
 from pipeline.sections import Input
 from pipeline.source.listing import list_shards
 from tests.chaos.profile import scaled
@@ -189,6 +190,7 @@ def test_a_night_with_nothing_new_writes_nothing(corpus: Corpus) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.skipif(not scaled(0, 1), reason="a minute of Ray: CHAOS=long")
 def test_workers_of_ray_meet_the_same_faults(corpus: Corpus, tmp_path: Path, tidemill: Tidemill) -> None:
     output = corpus.new_output()
     rules = (Rule("busy", probability=0.05), Rule("lost", "^PUT", 0.1), Rule("torn", "^GET .*/in/", 0.2))
@@ -200,3 +202,30 @@ def test_workers_of_ray_meet_the_same_faults(corpus: Corpus, tmp_path: Path, tid
     report = json.loads(process.stdout)
     assert (report["version"], report["published"]) == (1, True)
     corpus.check(output)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("default::DeprecationWarning:ray")  # of Ray's own settings
+@pytest.mark.skipif(not scaled(0, 1), reason="half a minute of Ray: CHAOS=long")
+def test_a_run_that_gives_up_leaves_no_work_in_a_ray_that_goes_on(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook, which joined Ray before it ran a job, and keeps it."""
+    import ray
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(flow, "OUTAGES", 1)
+    output = corpus.new_output()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150_000_000, log_to_driver=False)
+    try:
+        with corpus.proxy(1, Rule("failing", "^PUT .*/data/")) as proxy:
+            corpus.fail(corpus.config(proxy.endpoint_url, output, impatient=True, engine="ray", workers=1))
+            proxy.rules = ()
+            time.sleep(10)
+            requests = proxy.requests
+            time.sleep(5)
+            assert proxy.requests == requests
+        assert ray.is_initialized()
+        recorded = len(open_store(output, corpus.s3.storage_options).list("_records"))
+        report = corpus.run(corpus.config(corpus.s3.endpoint_url, output))
+        assert report["reused"] == recorded < report["pieces"] // 2
+    finally:
+        ray.shutdown()

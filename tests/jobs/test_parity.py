@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from pipeline import open_output
 from tests.jobs.conftest import write_corpus
+from tests.jobs.reports import report
 
 Job = Callable[..., Path]
 Tidemill = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def report(process: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, Any]:
-    assert process.returncode == code, process.stderr[-3000:]
-    found: dict[str, Any] = json.loads(process.stdout)
-    return found
 
 
 def test_a_run_within_tolerance_reports_and_publishes(tmp_path: Path, job: Job, tidemill: Tidemill) -> None:

@@ -18,16 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import open_output
+from pipeline import flow, open_output
+from pipeline.config import load
+from pipeline.stages import Outcome
 from tests.jobs.conftest import ROOT, text, write_corpus
+from tests.jobs.reports import report
 
 Job = Callable[..., Path]
 Tidemill = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def report(process: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, Any]:
-    assert process.returncode == code, process.stderr[-3000:]
-    return json.loads(process.stdout)
 
 
 def vectors(path: Path, **options: Any) -> dict[tuple[str, int], np.ndarray[Any, Any]]:
@@ -345,3 +343,16 @@ def test_policy_error_sets_long_documents_aside(tmp_path: Path, job: Job, tidemi
     books = report(tidemill("run", job(segments={"policy": "error"}), "--json"))["books"]
     assert books["quarantined"]["too_long"] > 0
     assert books["rows_out"] + books["quarantined"]["too_long"] == rows
+
+
+class Gone(flow.Silent):
+    """As a terminal that was closed."""
+
+    def done(self, outcome: Outcome) -> None:
+        raise BrokenPipeError
+
+
+def test_a_watch_that_fails_is_no_fault_of_the_store(tmp_path: Path, job: Job) -> None:
+    write_corpus(tmp_path / "in", shards=1)
+    with pytest.raises(BrokenPipeError):
+        flow.run(load(job()), Gone())

@@ -1,6 +1,6 @@
 """Ray clusters that anybody can use are not joined: lines "open Ray clusters" and "packages at run time" of the threat model.
 
-Heads that ask for a token are in `tests/jobs/test_ray.py`; here is one that does not.
+Heads that ask for a token are in `tests/jobs/test_submit.py`; here is one that does not.
 """
 
 from __future__ import annotations
