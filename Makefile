@@ -27,10 +27,9 @@ demo: setup  ## Run both demo jobs: nearest neighbours; entities and sentiment w
 	HF_HUB_OFFLINE=1 $(BIN)/tidemill run configs/demo_labels.yaml
 	$(BIN)/python -m demo.labels
 
-# One thread for each process: tiny models lose more to threads than they win. Files in their order, for the long ones come
-# early in it; with most tests first, the last file, one of Ray, would run alone.
+# One thread for each process: tiny models lose more to threads than they win.
 test: setup $(AZURITE)  ## Run all tests.
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 # What `make test` runs of it with few seeds, with many; counts go to build/trust. CHAOS_ARGS goes to pytest.
 chaos: setup  ## Run the fault and kill tests and the ledger's simulator with many seeds (hours).

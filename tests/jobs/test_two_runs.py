@@ -22,13 +22,10 @@ from tests.jobs.conftest import ROOT, write_corpus
 SHARDS, ROWS = 48, 60
 
 
-@pytest.fixture(params=["local", "s3"])
-def table(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
-    """Path and storage options of a table to be."""
-    if request.param == "local":
-        return str(tmp_path / "out"), {}
-    server: S3 = request.getfixturevalue("s3_server")
-    return f"s3://{server.make_bucket()}/out", server.storage_options
+@pytest.fixture
+def table(s3_server: S3) -> tuple[str, dict[str, Any]]:
+    """Path and storage options of a table to be; `tests/chaos/test_kills.py` has two runs at once on a local disk."""
+    return f"s3://{s3_server.make_bucket()}/out", s3_server.storage_options
 
 
 def _at_once(*arguments: list[str]) -> list[tuple[int, dict[str, Any]]]:
