@@ -82,22 +82,22 @@ class Proxy:
     def strike(self, line: str) -> Rule | None:
         """The rule that applies to a request, counted and logged."""
         self.requests += 1
-        self._came[_MADE_UP.sub("", line)] += 1
-        struck = next((rule for n, rule in enumerate(self.rules) if self._applies(n, rule, line)), None)
+        kind = _MADE_UP.sub("", line)
+        self._came[kind] += 1
+        struck = next((rule for n, rule in enumerate(self.rules) if self._applies(n, rule, line, kind)), None)
         if struck:
             struck.struck += 1
             self.injected[struck.kind] += 1
         self.log.append((line, struck.kind if struck else ""))
         return struck
 
-    def _applies(self, n: int, rule: Rule, line: str) -> bool:
+    def _applies(self, n: int, rule: Rule, line: str, kind: str) -> bool:
         if not re.search(rule.where, line):
             return False
         rule.seen += 1
         if rule.seen <= rule.skip or (rule.times is not None and rule.struck >= rule.times):
             return False
-        plain = _MADE_UP.sub("", line)
-        return random.Random(f"{self.seed} {n} {plain} {self._came[plain]}").random() < rule.probability
+        return random.Random(f"{self.seed} {n} {kind} {self._came[kind]}").random() < rule.probability
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one client until it, or a fault, closes."""

@@ -48,7 +48,7 @@ class Emulator:
 @contextmanager
 def google() -> Iterator[Emulator]:
     """fake-gcs-server, in memory."""
-    port = _free_port()
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     options = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
     with _running([str(fake_gcs._get_binary_path()), *options, "-public-host", f"127.0.0.1:{port}"], port):
@@ -58,7 +58,7 @@ def google() -> Iterator[Emulator]:
 @contextmanager
 def azure() -> Iterator[Emulator]:
     """azurite, in memory. Its newest clients send a version of the API that it does not know, and it would phone home."""
-    port = _free_port()
+    port = free_port()
     options = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--silent", "--inMemoryPersistence"]
     with _running([str(AZURITE), *options, "--skipApiVersionCheck", "--disableTelemetry"], port):
         endpoint = f"http://127.0.0.1:{port}/{_ACCOUNT}"
@@ -93,7 +93,8 @@ def _listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +14,12 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import psutil
 import pytest
 
 from tests.chaos.jobs_fixtures import wait_for_records
+from tests.emulators.servers import free_port
 from tests.jobs.conftest import ROOT, write_corpus
+from tests.jobs.ray_heads import running_head
 from tests.jobs.reports import by_id, report
 
 pytestmark = pytest.mark.ray
@@ -37,57 +35,18 @@ class Head:
     env: dict[str, str]
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """`ray start --head` with token authentication, in a temporary folder of its own."""
-    port, dashboard = _free_port(), _free_port()
+    """A head with token authentication and a job server."""
+    port, dashboard = free_port(), free_port()
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "HF_HUB_OFFLINE": "1"}
     env.pop("RAY_ADDRESS", None)
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    # Ray's sockets live below its folder and their paths are limited to 107 bytes.
-    folder = Path("/tmp") / f"tm{os.getpid()}"
-    options = {
-        "port": port,
-        "dashboard-port": dashboard,
-        "num-cpus": 2,
-        "object-store-memory": 300_000_000,
-        "temp-dir": folder,
-        "include-dashboard": "true",
-    }
-    ray = str(Path(sys.executable).parent / "ray")
-    command = [ray, "start", "--head", "--block", "--disable-usage-stats", *(f"--{k}={v}" for k, v in options.items())]
-    log = (tmp_path_factory.mktemp("head") / "log").open("w+")
-    process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        _wait_until_up(process, dashboard, log.name)
+    options = {"dashboard_port": dashboard, "num_cpus": 2, "object_store_memory": 300_000_000, "include_dashboard": "true"}
+    log = tmp_path_factory.mktemp("head") / "log"
+    with running_head(log, env, dashboard, port=port, **options):
+        address = f"http://127.0.0.1:{dashboard}"
         yield Head(address, {**env, "RAY_ADDRESS": address})
-    finally:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.terminate()
-        _, alive = psutil.wait_procs(family, timeout=15)
-        for lingering in alive:
-            lingering.kill()
-        process.wait()
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: str) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert process.poll() is None, Path(log).read_text()[-2000:]
-        assert time.monotonic() < deadline, Path(log).read_text()[-2000:]
-        time.sleep(0.3)
 
 
 def test_submit_runs_the_job_on_the_cluster_and_is_idempotent(tmp_path: Path, job: Job, tidemill: Tidemill, head: Head) -> None:

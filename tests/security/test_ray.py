@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,7 +25,9 @@ from jobs import submit
 from pipeline.clusters import refuse_open_cluster, refuse_open_nodes
 from pipeline.config import from_dict
 from pipeline.errors import ConfigError
+from tests.emulators.servers import free_port
 from tests.jobs.conftest import ROOT
+from tests.jobs.ray_heads import running_head
 
 ELSEWHERE = [
     "203.0.113.8:6379", "ray://head:10001", "http://head.example:8265", "https://head/", "head:6379", "[2001:db8::1]:6379",
@@ -135,43 +136,15 @@ def test_what_is_submitted_is_the_code_and_the_config(tmp_path: Path, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} == {"jobs", "pipeline", "operators", "job.yaml"}
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def open_head() -> Iterator[str]:
+def open_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A head without authentication on the loopback interface; its address."""
-    port = _free_port()
+    port = free_port()
     env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     env.pop("RAY_ADDRESS", None)
-    folder = Path("/tmp") / f"tmo{os.getpid()}"  # paths of Ray's sockets are limited to 107 bytes
-    command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--port={port}",
-        "--num-cpus=1", "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}",
-        "--object-store-memory=80000000",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    options = {"num_cpus": 1, "include_dashboard": "false", "node_ip_address": "127.0.0.1", "object_store_memory": 80_000_000}
+    with running_head(tmp_path_factory.mktemp("head") / "log", env, port, port=port, **options):
         yield f"127.0.0.1:{port}"
-    finally:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.terminate()
-        _, alive = psutil.wait_procs(family, timeout=15)
-        for left in alive:
-            left.kill()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 JOIN = """
